@@ -1,0 +1,168 @@
+"""Processor of SAIL: frames for CLIP, prompts and labels for the decoder, and events in seconds out of the model's output."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from .generation_sail import SailGenerateOutput
+from .loss_sail import IGNORE_INDEX
+
+
+def format_sentence(sentence: str) -> str:
+    """A caption as the decoder learns it: stripped, capitalised, ending in a full stop (or its own `!` or `?`).
+
+    Raises:
+        ValueError: the caption is empty.
+    """
+    sentence = " ".join(sentence.split())
+    if not sentence:
+        raise ValueError("Expected a caption with at least one word, found an empty one.")
+    sentence = sentence[0].upper() + sentence[1:]
+    return sentence if sentence[-1] in ".!?" else sentence + "."
+
+
+class SailProcessor(ProcessorMixin):
+    """Joins a [`SailVideoProcessor`] and the decoder's tokenizer.
+
+    Args:
+        video_processor ([`SailVideoProcessor`])
+        tokenizer (`PreTrainedTokenizerBase`): with the tokens that [`SailProcessor.prepare_tokenizer`] adds.
+    """
+
+    def __init__(self, video_processor, tokenizer):
+        super().__init__(video_processor, tokenizer)
+
+    @staticmethod
+    def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """Add `<PAD>`, `<FULL>` and `<MASK>`, in this order, after the tokenizer's own vocabulary, and return it."""
+        tokenizer.add_special_tokens(
+            {"pad_token": "<PAD>", "extra_special_tokens": ["<FULL>", "<MASK>"]}, replace_extra_special_tokens=False
+        )
+        return tokenizer
+
+    def prompt_ids(self) -> dict[str, list[int]]:
+        """`full_prompt_ids`, `event_prompt_ids` and `separator_ids` of [`SailConfig`] for this tokenizer.
+
+        Raises:
+            ValueError: the tokenizer lacks the special tokens, or has no token for a space between sentences.
+        """
+        ids = {
+            "full_prompt_ids": self._ids("<FULL>"),
+            "event_prompt_ids": self._ids("<MASK>") + self._ids("1 events: "),
+            "separator_ids": self._ids(" "),
+        }
+        if len(ids["full_prompt_ids"]) != 1 or not ids["separator_ids"]:
+            raise ValueError(
+                "The tokenizer must know the tokens <FULL> and <MASK> (SailProcessor.prepare_tokenizer adds them) and "
+                f"must keep a single space; found {ids}."
+            )
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def caption_labels(self, captions: Sequence[str], max_length: int | None = None) -> dict[str, Any]:
+        """Label ids of one video with N captions in order.
+
+        Returns:
+            `full_labels`: `<FULL>N events: ` and all sentences; `event_labels`: N lists `<MASK>1 events: ` and the
+            sentence; `complement_labels`: N lists `<MASK>{N-1} events: ` and the other sentences, empty if N = 1.
+            Each ends in the tokenizer's end token; one longer than `max_length` is cut.
+        """
+        sentences = [self._ids(format_sentence(caption)) for caption in captions]
+        space, end = self._ids(" "), [self.tokenizer.eos_token_id]
+        count = len(sentences)
+
+        def text(parts: list[list[int]]) -> list[int]:
+            return [token for part in parts for token in part + space]
+
+        complements: list[list[int]] = [[] for _ in sentences]
+        if count > 1:
+            prompt = self._ids("<MASK>") + self._ids(f"{count - 1} events: ")
+            complements = [prompt + text(sentences[:i] + sentences[i + 1 :]) + end for i in range(count)]
+        full = self._ids("<FULL>") + self._ids(f"{count} events: ") + text(sentences)
+        one = self._ids("<MASK>") + self._ids("1 events: ")
+        return {
+            "full_labels": (full[: -len(space)] + end)[:max_length],
+            "event_labels": [(one + text([sentence]) + end)[:max_length] for sentence in sentences],
+            "complement_labels": [row[:max_length] for row in complements],
+        }
+
+    def __call__(
+        self,
+        videos: Any = None,
+        captions: Sequence[Sequence[str]] | None = None,
+        return_tensors: str = "pt",
+        **kwargs,
+    ) -> BatchFeature:
+        """Model inputs for videos, with labels where captions are given.
+
+        Args:
+            videos: one video or a list; see [`SailVideoProcessor`] for what a video may be, and for `kwargs` (`fps`,
+                `num_frames`, `start`, `end`).
+            captions: for each video its captions in order.
+
+        Returns:
+            `pixel_values_videos` `(B, T, 3, H, W)`, `video_attention_mask` `(B, T)`, `durations` `(B,)` in seconds;
+            with captions also `num_events` and the labels of [`SailForDenseVideoCaptioning.forward`].
+        """
+        data = BatchFeature()
+        if videos is not None:
+            data.update(self.video_processor(videos, return_tensors=return_tensors, **kwargs))
+        if captions is not None:
+            data.update(collate_labels([self.caption_labels(of_video) for of_video in captions]))
+        return data
+
+    def post_process_dense_captioning(
+        self,
+        outputs: SailGenerateOutput,
+        durations: Sequence[float] | torch.Tensor,
+        starts: Sequence[float] | torch.Tensor | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """Events of each video from [`SailForDenseVideoCaptioning.generate`].
+
+        Args:
+            durations: `(B,)` seconds that the frames span.
+            starts: `(B,)` seconds at which they begin. Defaults to 0.
+
+        Returns:
+            For each video a list of `{"start": s, "end": s, "text": str, "score": float}` sorted by start, in seconds.
+        """
+        texts = self.tokenizer.batch_decode(outputs.sequences, skip_special_tokens=True)
+        rows = iter(zip(texts, outputs.scores.tolist(), strict=True))
+        starts = [0.0] * len(durations) if starts is None else starts
+        videos = []
+        for index, count in enumerate(outputs.num_events.tolist()):
+            center = outputs.event_centers[index, :count].float().cpu().numpy()
+            width = outputs.event_widths[index, :count].float().cpu().numpy()
+            bounds = np.stack([center - width / 2, center + width / 2], axis=1).clip(0, 1)
+            seconds = float(starts[index]) + bounds * float(durations[index])
+            events = []
+            for (start, end), (text, score) in zip(seconds.tolist(), rows, strict=False):
+                events.append({"start": start, "end": end, "text": " ".join(text.split()), "score": score})
+            videos.append(sorted(events, key=lambda event: (event["start"], event["end"])))
+        return videos
+
+
+def collate_labels(labels: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """`num_events` `(B,)`, `full_labels` `(B, L)`, `event_labels` and `complement_labels` `(sum N, L)`, padded with -100.
+
+    `labels`: what [`SailProcessor.caption_labels`] returns, one for each video.
+    """
+    batch = {"num_events": torch.tensor([len(video["event_labels"]) for video in labels])}
+    batch["full_labels"] = pad_rows([video["full_labels"] for video in labels])
+    for name in ("event_labels", "complement_labels"):
+        batch[name] = pad_rows([row for video in labels for row in video[name]])
+    return batch
+
+
+def pad_rows(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Right-pad rows of label ids with -100; at least one column."""
+    length = max(1, *(len(row) for row in rows))
+    padded = torch.full((len(rows), length), IGNORE_INDEX)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = torch.tensor(row)
+    return padded
