@@ -266,8 +266,8 @@ class SailModel(SailPreTrainedModel):
         if self.vision_tower is None or self.text_tower is None:
             missing = "vision tower" if self.vision_tower is None else "text tower"
             raise ValueError(
-                f"This model has no CLIP {missing}. `load_text_tower()` loads CLIP's text tower by name; a model that is "
-                "made with `vision_config.include_text_tower` (train.py --include_text_tower true) carries its own."
+                f"This model has no CLIP {missing}. SailModel.load_text_tower() loads the text tower by CLIP's name; "
+                "`train.py --include_text_tower true` saves it with a model."
             )
         towers = nn.ModuleDict({"visual": self.vision_tower, "text": self.text_tower})
         return SailClip(towers, self.config.vision_config, text_tokenizer(self.config.vision_config))
@@ -278,22 +278,28 @@ class SailModel(SailPreTrainedModel):
         From then on it is part of the model, and saved with it.
 
         Raises:
-            ValueError: the model has no CLIP at all, or the name stands for another CLIP than the one inside.
-            OSError: the weights could not be downloaded.
+            ValueError: the model has no CLIP at all, no CLIP of that name can be loaded, or it is another one than the
+                CLIP inside.
         """
         vision_config = self.config.vision_config
         if self.text_tower is not None:
             return
         if vision_config is None:
-            raise ValueError("This model was saved without CLIP (config.vision_config is None): it has no text tower.")
-        clip = load_clip(vision_config.clip).model
+            raise ValueError("This model was saved without CLIP (config.vision_config is None), hence has no text tower.")
+        try:
+            clip = load_clip(vision_config.clip).model
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                "This model was saved without CLIP's text tower, which aligning captions to frames needs, and its CLIP "
+                f"cannot be loaded again. {error} `train.py --include_text_tower true` saves the tower with a model."
+            ) from error
         mine = self.vision_tower.state_dict()
         other = clip.visual.state_dict()
         if mine.keys() != other.keys() or any(
             value.shape != other[name].shape or (value.cpu() != other[name].to(value.dtype)).any()
             for name, value in mine.items()
         ):
-            raise ValueError(f"The CLIP {vision_config.clip!r} is another one than the CLIP that this model was made with.")
+            raise ValueError(f"The CLIP {vision_config.clip!r} has other weights than the one inside this model.")
         self.text_tower = clip.text.to(self.device, self.dtype)
         vision_config.include_text_tower = True
 

@@ -1,11 +1,23 @@
 """The pipeline `dense-video-captioning`: a video in, its events with start, end and sentence out."""
 
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from types import GeneratorType
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
-from .video_processing_sail import open_video, uniform_times
+from .alignment_sail import align_ordered, align_overlapping, align_unordered
+from .clip_sail import SailClip
+from .loss_sail import cosines
+from .video_processing_sail import SailVideoProcessor, open_video, uniform_times
+
+# Ways to align given captions; see alignment_sail.py.
+ALIGNMENTS = {"ordered": align_ordered, "overlapping": align_overlapping, "unordered": align_unordered}
+# Frames that are read and encoded at a time when captions are given: bounds the memory, whatever the video's length.
+_FRAMES_AT_ONCE = 64
 
 
 class DenseVideoCaptioningPipeline(ChunkPipeline):
@@ -17,6 +29,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
     pipe(["a.mp4", "b.mkv"], batch_size=4)
     pipe(array, fps=25)
     pipe("long.mp4", chunk_length_s=120, stride_length_s=10)
+    pipe("video.mp4", captions=["A man ...", "He ..."])  # these captions, with times
     ```
 
     Parameters of the call, or of `pipeline(...)` for all calls:
@@ -28,10 +41,19 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         chunk_length_s (`float`, *optional*): videos longer than this many seconds are captioned chunk by chunk.
         stride_length_s (`float`, defaults to a sixth of `chunk_length_s`): overlap on each side of a chunk, in seconds.
             An event counts where its centre is nearest to the chunk's middle.
+        localization (`str`, *optional*): `"masks"` or `"alignment"`; see [`SailForDenseVideoCaptioning.generate`].
+            Defaults to the generation config's.
         generate_kwargs (`dict`): generation arguments that replace the checkpoint's (`{"num_beams": 1}`).
 
+    Parameters of the call, for captions that are there already (see [`align_captions`]):
+        captions: the captions of the video, or a list of them for each of several videos.
+        frames_per_second, alignment, gap_level: as in [`align_captions`].
+
     Returns for each video a list of `{"start": s, "end": s, "text": str, "score": float}` in seconds, sorted by start;
-    the score is the geometric mean of the probabilities of the sentence's tokens.
+    the score is the geometric mean of the probabilities of the sentence's tokens, or with `captions` how much better
+    the sentence fits its frames than the others do (mean difference of CLIP cosines).
+
+    CLIP's text tower, which `captions` and `"alignment"` need, is loaded by its name where the checkpoint has none.
 
     Raises [`VideoError`] for a video that cannot be read, ValueError for parameters that make no sense.
     """
@@ -42,11 +64,25 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
     _load_feature_extractor = False
     _load_video_processor = False
 
-    def __call__(self, videos: Any, **kwargs):
+    def __call__(self, videos: Any, captions: Iterable | None = None, **kwargs):
         # A list of PIL images with `fps` is one video, where a list of anything else is several.
         if isinstance(videos, list) and videos and hasattr(videos[0], "convert"):
-            return super().__call__([videos], **kwargs)[0]
-        return super().__call__(videos, **kwargs)
+            captions = None if captions is None else [captions]
+            return self.__call__([videos], captions, **kwargs)[0]
+        if captions is None:
+            return super().__call__(videos, **kwargs)
+        if not isinstance(videos, (list, Dataset, GeneratorType)):
+            return self._align(videos, captions, **kwargs)
+        if isinstance(videos, list) and len(videos) != len(captions := list(captions)):
+            raise ValueError(f"Expected a list of captions for each of {len(videos)} videos, found {len(captions)}.")
+        events = (self._align(*pair, **kwargs) for pair in zip(videos, captions, strict=True))
+        return list(events) if isinstance(videos, list) else events
+
+    def _align(self, video: Any, captions: Sequence[str], batch_size=None, num_workers=None, **kwargs):
+        # Frames of one video fill batches by themselves, so `batch_size` says nothing here.
+        self.model.model.load_text_tower()
+        events = align_captions(self.model.model.get_clip(), video, captions, **kwargs)
+        return sorted(events, key=lambda event: (event["start"], event["end"]))
 
     def _sanitize_parameters(
         self,
@@ -54,6 +90,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         num_events: int | None = None,
         chunk_length_s: float | None = None,
         stride_length_s: float | None = None,
+        localization: str | None = None,
         generate_kwargs: dict | None = None,
     ):
         if num_events is not None and not 1 <= num_events <= self.model.config.num_queries:
@@ -68,8 +105,10 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
                     f"`stride_length_s` must be less than half of `chunk_length_s` ({chunk_length_s}), "
                     f"found {stride_length_s}."
                 )
+        if localization not in (None, "masks", "alignment"):
+            raise ValueError(f"`localization` must be 'masks' or 'alignment', found {localization!r}.")
         preprocess = {"fps": fps, "chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s}
-        forward = {"num_events": num_events, "generate_kwargs": generate_kwargs}
+        forward = {"num_events": num_events, "localization": localization, "generate_kwargs": generate_kwargs}
         return (
             {name: value for name, value in preprocess.items() if value is not None},
             {name: value for name, value in forward.items() if value is not None},
@@ -96,10 +135,21 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
                     "is_last": torch.tensor([index == len(chunks) - 1]),
                 }
 
-    def _forward(self, inputs: dict[str, Any], num_events: int | None = None, generate_kwargs: dict | None = None):
+    def _forward(
+        self,
+        inputs: dict[str, Any],
+        num_events: int | None = None,
+        localization: str | None = None,
+        generate_kwargs: dict | None = None,
+    ):
         pixels = inputs["pixel_values_videos"]
         counts = None if num_events is None else torch.full((len(pixels),), num_events, device=pixels.device)
-        outputs = self.model.generate(pixel_values_videos=pixels, num_events=counts, **(generate_kwargs or {}))
+        options = {**(generate_kwargs or {}), **({} if localization is None else {"localization": localization})}
+        if options.get("localization", getattr(self.model.generation_config, "localization", None)) == "alignment":
+            self.model.model.load_text_tower()
+        outputs = self.model.generate(
+            pixel_values_videos=pixels, num_events=counts, tokenizer=self.processor.tokenizer, **options
+        )
         events = self.processor.post_process_dense_captioning(outputs, inputs["duration"], inputs["start"])
         return {"is_last": inputs["is_last"], "core": inputs["core"], "events": events}
 
@@ -113,6 +163,62 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
                 if core_start <= (event["start"] + event["end"]) / 2 < core_end:
                     kept.append(event)
         return sorted(kept, key=lambda event: (event["start"], event["end"]))
+
+
+def align_captions(
+    clip: SailClip,
+    video: Any,
+    captions: Sequence[str],
+    fps: float | None = None,
+    frames_per_second: float = 2.0,
+    alignment: str = "ordered",
+    gap_level: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Time stamps for captions that are there already, by CLIP alone: no training, no generation.
+
+    Args:
+        clip: a [`SailClip`] (`load_clip("ViT-L-14")`).
+        video: of any kind that [`open_video`] takes.
+        captions: in the order of their events, unless `alignment` says otherwise.
+        fps: frames per second of a video that is an array or a list of images.
+        frames_per_second: frames that are looked at in a second of video, hence how fine the times are. There are
+            never fewer than captions. Frames are read and encoded a few at a time, so a video may be of any length.
+        alignment: `"ordered"` (captions in order, segments disjoint), `"overlapping"` (in order, segments may grow into
+            each other) or `"unordered"`: [`align_ordered`], [`align_overlapping`], [`align_unordered`].
+        gap_level: higher leaves out more frames that fit no caption well.
+
+    Returns:
+        For each caption, in the order given, `{"start": s, "end": s, "text": str, "score": float}`, in seconds; the
+        score is the mean gain of its frames (see [`Alignment`]).
+
+    Raises:
+        VideoError: the video cannot be read.
+        ValueError: no captions, an empty one, or parameters that make no sense.
+    """
+    _check_captions(captions)
+    if alignment not in ALIGNMENTS:
+        raise ValueError(f"`alignment` must be one of {', '.join(ALIGNMENTS)}, found {alignment!r}.")
+    if not 0 < frames_per_second < float("inf"):
+        raise ValueError(f"`frames_per_second` must be positive, found {frames_per_second}.")
+    processor = SailVideoProcessor.from_vision_config(clip.vision_config)
+    parts = []
+    with open_video(video, fps=fps) as reader:
+        duration = reader.duration
+        num_frames = max(round(duration * frames_per_second) + 1, len(captions))
+        frames = reader.frames_at(uniform_times(num_frames, 0, duration))
+        while batch := list(islice(frames, _FRAMES_AT_ONCE)):
+            parts.append(clip.encode_images(processor.process_frames(batch)))
+    similarities = cosines(clip.encode_texts(captions)[None], torch.cat(parts)[None])
+    aligned = ALIGNMENTS[alignment](similarities, gap_level=gap_level)
+    rows = zip(aligned.seconds(duration)[0].tolist(), captions, aligned.scores[0].tolist(), strict=True)
+    return [{"start": start, "end": end, "text": text, "score": score} for (start, end), text, score in rows]
+
+
+def _check_captions(captions: Any) -> None:
+    if not isinstance(captions, (list, tuple)) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"`captions` must be a list of sentences for each video, found {str(captions)[:80]!r}.")
+    if not captions or not all(map(str.strip, captions)):
+        raise ValueError(f"`captions` must hold at least one sentence, and none that is empty, found {captions}.")
 
 
 def chunk_bounds(

@@ -47,7 +47,7 @@ class SailProcessor(ProcessorMixin):
         """`full_prompt_ids`, `event_prompt_ids` and `separator_ids` of [`SailConfig`] for this tokenizer.
 
         Raises:
-            ValueError: the tokenizer lacks the special tokens, or has no token for a space between sentences.
+            ValueError: the tokenizer lacks the special tokens, or does not keep spaces between sentences apart.
         """
         ids = {
             "full_prompt_ids": self._ids("<FULL>"),
@@ -58,6 +58,14 @@ class SailProcessor(ProcessorMixin):
             raise ValueError(
                 "The tokenizer must know the tokens <FULL> and <MASK> (SailProcessor.prepare_tokenizer adds them) and "
                 f"must keep a single space; found {ids}."
+            )
+        prompt, space = self._ids("1 events: "), ids["separator_ids"]
+        places = [i for i in range(len(prompt)) if prompt[i : i + len(space)] == space]
+        if places != [len(prompt) - len(space)]:
+            raise ValueError(
+                "The end of '1 events: ' must be the only place where the tokenizer has a space as a token of its own, "
+                f"since it separates the sentences; found {self.tokenizer.convert_ids_to_tokens(prompt)}. A tokenizer "
+                "trained on little text needs '1 events: ' in its training text."
             )
         return ids
 

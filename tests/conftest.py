@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported: tiny models on two test processes gain nothing from more threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -35,7 +35,9 @@ def make_tokenizer(corpus: list[str] | None = None) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus or [c for video in CAPTIONS for c in video], trainer)
+    texts = corpus or [caption for video in CAPTIONS for caption in video]
+    # The prompt must come out of it as GPT-2's does: " events" one token, the space at the end another.
+    tokenizer.train_from_iterator([*texts, *["1 events: "] * 4], trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>", unk_token="<|endoftext|>"
     )

@@ -1,0 +1,132 @@
+"""training/evaluate.py as its users call it: good files give scores and a table, wrong files say what is wrong."""
+
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "training" / "evaluate.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module of another name: `evaluate` is the library."""
+    spec = importlib.util.spec_from_file_location("training_evaluate", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes JSON files, returns their paths; two reference files of which the second lacks a video."""
+
+    def write(**contents):
+        for name, content in contents.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+
+    dogs = {"duration": 20.0, "timestamps": [[0, 8], [10, 20]], "sentences": ["A dog runs.", "It sleeps."]}
+    chess = {"duration": 30.0, "timestamps": [[0, 30]], "sentences": ["Two women play chess."]}
+    write(first={"dogs": dogs, "chess": chess}, second={"dogs": dogs | {"timestamps": [[0, 9], [9, 20]]}})
+    write(good={"results": {"dogs": [{"sentence": "A dog runs.", "timestamp": [0, 9], "score": 0.3}]}})
+    return tmp_path, write
+
+
+def arguments(folder: Path, predictions: str = "good", *more: str) -> list[str]:
+    references = [str(folder / "first.json"), str(folder / "second.json")]
+    return [
+        *("--predictions", str(folder / f"{predictions}.json"), "--output", str(folder / "out" / "scores.json")),
+        *("--references", *references, "--metrics", "localization", "controls", *more),
+    ]
+
+
+def test_scores_and_table(script, files, capsys):
+    folder, _ = files
+    script.main(arguments(folder))
+    scores = json.loads((folder / "out" / "scores.json").read_text())
+    # dogs: the second file's first event exactly, so precision 1 and recall 1/2 at every threshold; chess is missing.
+    assert (scores["precision"], scores["recall"], scores["num_missing"]) == (0.5, 0.25, 1)
+    assert scores["f1"] == pytest.approx(1 / 3)
+    assert scores["f1_equal_spans"] < scores["f1"]
+    assert scores["lift"] is None
+    printed = capsys.readouterr().out
+    assert "1 videos without a prediction (counted as zero)" in printed
+    assert [line.split() for line in printed.splitlines() if line.startswith("good")][0][1:] == [
+        "50.00",
+        "25.00",
+        "33.33",
+    ]
+    assert [path.name for path in (folder / "out").iterdir()] == ["scores.json"]
+
+
+def test_missing_videos_may_be_left_out(script, files):
+    folder, _ = files
+    script.main(arguments(folder, "good", "--missing", "skip", "--protocol", "2018"))
+    scores = json.loads((folder / "out" / "scores.json").read_text())
+    assert (scores["precision"], scores["missing"], scores["protocol"]) == (1, "skip", "2018")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"dogs": []}, r'expected the key "results".*found the keys \[\'dogs\'\]'),
+        ([1], 'expected the key "results".*found a list'),
+        ({"results": {"dogs": {}}}, r"results\['dogs'\]: expected a list of events, found dict"),
+        ({"results": {"dogs": [{"timestamp": [0, 1]}]}}, r"results\['dogs'\]\[0\]: expected .*sentence"),
+        ({"results": {"dogs": [{"timestamp": [0], "sentence": "x"}]}}, r"expected the time stamp \[start, end\]"),
+        (
+            {"results": {"v_dogs": [], "dogs": []}},
+            r"1 of 2 predicted videos are in no reference file, e.g. \['v_dogs'\]",
+        ),
+    ],
+)
+def test_wrong_predictions_say_what_is_wrong(script, files, content, message, monkeypatch):
+    folder, write = files
+    write(bad=content)
+    monkeypatch.setattr(script, "DenseVideoCaptioningMetric", None)  # nothing may be computed
+    with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
+        script.main(arguments(folder, "bad"))
+    assert not (folder / "out").exists()
+
+
+def test_files_that_are_missing_broken_or_without_times(script, files):
+    folder, write = files
+    with pytest.raises(SystemExit, match=r"No such file.*nothing\.json"):
+        script.main(arguments(folder, "nothing"))
+    (folder / "broken.json").write_text("{")
+    with pytest.raises(SystemExit, match="broken.json is not a JSON file"):
+        script.main(arguments(folder, "broken"))
+    (folder / "second.jsonl").write_text('{"video": "dogs", "captions": ["A dog runs."]}\n')
+    with pytest.raises(SystemExit, match="1 videos have no time stamps to score against, e.g. dogs"):
+        script.main([argument.replace("second.json", "second.jsonl") for argument in arguments(folder)])
+    write(second={"dogs": {"duration": 20, "timestamps": [[0, 90]], "sentences": ["A dog runs."]}})
+    with pytest.raises(SystemExit, match=r"second\.json.*(?s:.)*outside of the video"):
+        script.main(arguments(folder))
+
+
+def test_times_outside_of_the_video_are_said_and_scored(script, files, caplog):
+    folder, write = files
+    events = [{"sentence": "x", "timestamp": times} for times in ([0, 20.4], [0, 900], [-3, 5], [9, 2])]
+    write(odd={"results": {"dogs": events}})
+    with caplog.at_level(logging.WARNING):
+        script.main(arguments(folder, "odd"))
+    assert "3 predicted events have times outside of the video or reversed" in caplog.text
+    assert "dogs [0, 900] in 0 to 20 s" in caplog.text
+    assert json.loads((folder / "out" / "scores.json").read_text())["num_predictions"] == 4
+
+
+def test_runs_as_a_program_from_another_folder(files):
+    folder, _ = files
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments(folder)], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "equal spans 1/N, own counts" in done.stdout

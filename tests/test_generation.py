@@ -1,0 +1,216 @@
+"""Generation: counting, batching, scores, and any causal language model as the decoder."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from tiny import make_clip, make_model, make_processor, make_rows
+from torch import tensor
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    Qwen3Config,
+)
+
+from sail_hf import SailDataCollator, SailForDenseVideoCaptioning
+
+# Deterministic and short, for runs that are compared.
+GREEDY = {"num_beams": 1, "max_new_tokens": 6, "full_max_new_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_processor()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return make_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="module")
+def batch(processor):
+    """Three videos with 3, 2 and 1 captions and 8, 5 and 6 frames."""
+    return SailDataCollator(processor)(make_rows(num_frames=(8, 5, 6)))
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    return make_model(processor)
+
+
+def sentences_of(generated, pad):
+    return [[token for token in row if token != pad] for row in generated.sequences.tolist()]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_generating_a_batch_equals_generating_its_videos_one_by_one(model, batch, processor, num_beams):
+    options = {**GREEDY, "num_beams": num_beams}
+    features, mask = batch["video_features"], batch["video_attention_mask"]
+    counts = tensor([3, 2, 1])
+    pad = processor.tokenizer.pad_token_id
+    for given in (counts, None):
+        together = model.generate(features, video_attention_mask=mask, num_events=given, **options)
+        sentences, scores = [], []
+        for b, frames in enumerate([8, 5, 6]):
+            one = model.generate(
+                features[b : b + 1, :frames], num_events=None if given is None else given[b : b + 1], **options
+            )
+            n = int(one.num_events)
+            assert int(together.num_events[b]) == n
+            torch.testing.assert_close(together.event_centers[b, :n], one.event_centers[0], rtol=1e-5, atol=1e-6)
+            sentences += sentences_of(one, pad)
+            scores.append(one.scores)
+        assert sentences_of(together, pad) == sentences
+        torch.testing.assert_close(together.scores, torch.cat(scores), rtol=1e-4, atol=1e-6)
+
+
+def test_the_number_of_events_is_the_number_of_sentences(model, processor):
+    """`N events: ` and the sentences, each but the last with a separator after it, up to the end token."""
+    end, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
+    space = model.config.separator_ids[-1]
+    assert list(model.config.separator_ids) == [space]
+    assert model.split_sentences([7, 8, space, 11, 12, space, 13, end, 14, space]) == [[11, 12], [13]]
+    assert model.split_sentences([7, 8, space, 11, pad, pad]) == [[11]]
+    # A separator after the last sentence, or two in a row, make no further sentence; without any there is none.
+    assert model.split_sentences([7, space, 11, space, space, 12, space, end]) == [[11], [12]]
+    assert model.split_sentences([7, 8, 9, end]) == []
+
+
+def test_generate_reads_the_count_off_its_own_caption(model, batch):
+    mask = batch["video_attention_mask"]
+    output = model.generate(batch["video_features"], video_attention_mask=mask, num_beams=1, full_max_new_tokens=24)
+    read = [len(model.split_sentences(row)) for row in output.full_sequences.tolist()]
+    assert output.num_events.tolist() == [min(max(n, 1), model.config.num_queries) for n in read]
+    assert len(output.sequences) == len(output.scores) == int(output.num_events.sum())
+    assert output.event_masks.shape == (3, int(output.num_events.max()), 8)
+
+
+def test_a_given_count_is_taken(model, batch):
+    output = model.generate(batch["video_features"], num_events=tensor([2, 4, 1]), **GREEDY)
+    assert output.full_sequences is None
+    assert output.num_events.tolist() == [2, 4, 1] and len(output.sequences) == 7
+
+
+def test_lengths_of_event_and_whole_video_captions(model, batch):
+    output = model.generate(
+        batch["video_features"],
+        num_beams=1,
+        min_new_tokens=3,
+        max_new_tokens=3,
+        full_min_new_tokens=5,
+        full_max_new_tokens=5,
+    )
+    assert output.sequences.shape[1] == 3 and output.full_sequences.shape == (3, 5)
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_scores_are_geometric_means_of_token_probabilities(processor, num_beams):
+    """Checked against the probabilities that the training pass gives the same tokens; sentences of two lengths."""
+    model = make_model(processor, seed=1)
+    with torch.no_grad():  # random weights, but large: sentences that differ from video to video
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+    features = 3 * torch.randn(3, 8, 24, generator=torch.Generator().manual_seed(0))
+    options = {"min_new_tokens": 0, "max_new_tokens": 7, "no_repeat_ngram_size": 0, "num_beams": num_beams}
+    options["num_events"] = tensor([3, 3, 3])
+    pad, prompt = model.generation_config.pad_token_id, list(model.config.event_prompt_ids)
+    # A token that ends a part of the sentences early is made their end.
+    for end in model.generate(features, **options).sequences.unique().tolist():
+        output = model.generate(features, **options, eos_token_id=end)
+        sentences = sentences_of(output, pad)
+        if len({len(sentence) for sentence in sentences}) > 1:
+            break
+    assert len({len(sentence) for sentence in sentences}) > 1
+    for row, sentence in enumerate(sentences):
+        video, event = divmod(row, 3)
+        masked = features[video : video + 1] * output.event_masks[video, event, :, None]
+        log_probs = model.caption_logits(masked, torch.ones(1, 8), tensor([prompt + sentence])).log_softmax(-1)[0]
+        picked = [log_probs[len(prompt) - 1 + i, token].item() for i, token in enumerate(sentence)]
+        assert output.scores[row].item() == pytest.approx(math.exp(sum(picked) / len(picked)), rel=1e-4)
+
+
+def test_pixels_and_features_give_the_same(processor, clip):
+    clip_model = make_model(processor, vision_config=clip.vision_config)
+    pixels = torch.randn(2, 6, 3, 32, 32)
+    features = torch.stack([clip.encode_images(video) for video in pixels])
+    clip_model.model.vision_tower.load_state_dict(clip.model.visual.state_dict())
+    torch.testing.assert_close(clip_model.model.get_video_features(pixels), features, rtol=1e-5, atol=1e-5)
+    from_pixels = clip_model.generate(pixel_values_videos=pixels, **GREEDY)
+    from_features = clip_model.generate(features, **GREEDY)
+    assert torch.equal(from_pixels.sequences, from_features.sequences)
+
+
+def test_the_generation_config_travels_with_the_checkpoint(processor, tmp_path):
+    model = make_model(processor)
+    paper = model.generation_config
+    assert (paper.num_beams, paper.no_repeat_ngram_size, paper.length_penalty) == (4, 4, 1.0)
+    assert (paper.min_new_tokens, paper.max_new_tokens) == (4, 32)
+    assert (paper.full_min_new_tokens, paper.full_max_new_tokens) == (8, 128)
+    model.generation_config.max_new_tokens = 9
+    model.generation_config.full_max_new_tokens = 21
+    model.save_pretrained(tmp_path)
+    loaded = SailForDenseVideoCaptioning.from_pretrained(tmp_path).generation_config
+    assert (loaded.max_new_tokens, loaded.full_max_new_tokens, loaded.num_beams) == (9, 21, 4)
+    assert loaded.eos_token_id == processor.tokenizer.eos_token_id
+
+
+def test_unknown_generation_arguments_are_named(model, batch):
+    with pytest.raises(ValueError, match="number_of_beams"):
+        model.generate(batch["video_features"], number_of_beams=2)
+
+
+# --- any causal language model ------------------------------------------------------------------------------------
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300}
+DECODERS = {
+    "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=128, vocab_size=300),
+    "llama": LlamaConfig(**SMALL, intermediate_size=24, num_key_value_heads=1),
+    "qwen3": Qwen3Config(**SMALL, intermediate_size=24, num_key_value_heads=1, head_dim=8, tie_word_embeddings=True),
+    "opt": OPTConfig(**SMALL, ffn_dim=24, word_embed_proj_dim=16, max_position_embeddings=128),
+    "gpt_neox": GPTNeoXConfig(**SMALL, intermediate_size=24),
+    "bloom": BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=300),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_any_causal_language_model_can_be_the_decoder(name, processor, clip, batch, tmp_path):
+    """It trains, generates a batch as its single videos, and comes back from disk with the same weights."""
+    torch.manual_seed(0)
+    decoder = AutoModelForCausalLM.from_config(DECODERS[name])
+    wanted = {key: t.clone() for key, t in decoder.state_dict().items()}
+    sizes = {
+        "num_frames": 8,
+        "num_queries": 4,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "mask_decoder_attention_heads": 2,
+        "mask_decoder_ffn_dim": 16,
+    }
+    model = SailForDenseVideoCaptioning.from_clip_and_decoder(clip, decoder, processor, **sizes).eval()
+    # The pretrained weights are in it; only the vocabulary has grown by the added tokens.
+    assert model.get_input_embeddings().weight.shape == (len(processor.tokenizer), 16)
+    for key, weight in model.decoder.state_dict().items():
+        assert torch.equal(weight[: len(wanted[key])], wanted[key]) if weight.ndim else True, key
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", category=FutureWarning)
+        output = model(**batch)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    options = {"num_events": tensor([2, 1, 1]), "num_beams": 2, "max_new_tokens": 5}
+    together = model.generate(batch["video_features"], video_attention_mask=batch["video_attention_mask"], **options)
+    options["num_events"] = tensor([1])
+    alone = model.generate(batch["video_features"][1:2, :5], **options)
+    pad = processor.tokenizer.pad_token_id
+    assert sentences_of(together, pad)[2] == sentences_of(alone, pad)[0]
+    torch.testing.assert_close(together.scores[2], alone.scores[0], rtol=1e-4, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    loaded = SailForDenseVideoCaptioning.from_pretrained(tmp_path)
+    assert torch.equal(loaded(**batch).loss, output.loss)

@@ -1,0 +1,588 @@
+"""The scores against hand-computed cases, brute force, pycocoevalcap's scorers and the recorded original programs."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sail_hf import DenseVideoCaptioningMetric, metric_captions
+from sail_hf.metric import format_table
+from sail_hf.metric_captions import (
+    best_ordered_sum,
+    bleu_parts,
+    bleu_scores,
+    cider_d,
+    clean,
+    find_java_tools,
+    meteor_score,
+    meteor_statistics,
+    ngram_counts,
+    rouge_l,
+    run_java,
+)
+from sail_hf.metric_localization import (
+    Events,
+    equal_spans,
+    exchange_spans,
+    interval_iou,
+    order_correlations,
+    precision_recall,
+)
+
+
+def event(start: float, end: float, sentence: str = "A man runs.") -> dict:
+    return {"timestamp": [start, end], "sentence": sentence}
+
+
+def reference(*events: dict, duration: float | None = None) -> dict:
+    spans, sentences = [e["timestamp"] for e in events], [e["sentence"] for e in events]
+    return {"timestamps": spans, "sentences": sentences, "duration": duration}
+
+
+@pytest.fixture
+def compute(tmp_path):
+    def compute(predictions, references, metrics=("localization",), **options):
+        metric = DenseVideoCaptioningMetric(cache_dir=str(tmp_path))
+        return metric.compute(predictions=predictions, references=references, metrics=list(metrics), **options)
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def java_tools():
+    try:
+        return find_java_tools()
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+# Localization: one rule each, numbers by hand
+
+
+def test_iou_of_overlapping_and_of_disjoint_intervals():
+    first = np.array([[0.0, 4.0], [0, 4], [0, 4], [3, 3]])
+    second = np.array([[2.0, 6.0], [4, 6], [1, 2], [3, 3]])
+    np.testing.assert_allclose(interval_iou(first, second), [2 / 6, 0, 1 / 4, 0], atol=1e-8)
+
+
+def test_an_event_that_ends_before_it_starts_matches_nothing(compute):
+    assert interval_iou(np.array([5.0, 2.0]), np.array([0.0, 10.0])) == 0
+    assert interval_iou(np.array([5.0, 2.0]), np.array([5.0, 2.0])) == 0
+    scores = compute([[event(5, 2), event(0, 4)]], [reference(event(0, 4))])
+    assert (scores["precision@0.9"], scores["recall@0.9"]) == (0.5, 1.0)
+
+
+def test_localization_needs_strictly_more_than_the_threshold_but_captions_do_not(compute, java_tools):
+    exactly = float(interval_iou(np.array([0.0, 4.0]), np.array([2.0, 6.0])))
+    prediction, truth = [[event(0, 4, "A man runs fast.")]], [reference(event(2, 6, "A man runs fast."))]
+    metrics = ("localization", "rouge_l")
+    at = compute(prediction, truth, metrics, tious=[exactly])
+    assert (at["precision"], at["recall"], at["rouge_l"]) == (0, 0, pytest.approx(1))
+    below = compute(prediction, truth, tious=[np.nextafter(exactly, 0)])
+    assert (below["precision"], below["recall"]) == (1, 1)
+
+
+def test_precision_and_recall_take_their_best_file_independently(compute):
+    first = reference(event(0, 10), event(20, 30), event(40, 50), event(60, 70))
+    second = reference(event(0, 10))
+    predictions = [[event(0, 10), event(20, 30)]]
+    assert compute(predictions, [[first]])["precision"] == 1
+    assert compute(predictions, [[second]])["recall"] == 1
+    both = compute(predictions, [[first, second]])
+    assert (both["precision"], both["recall"]) == (1, 1)
+
+
+def test_matching_is_many_to_many(compute):
+    scores = compute([[event(0, 10), event(0, 9.9)]], [reference(event(0, 10), event(0.1, 10))])
+    assert (scores["precision"], scores["recall"]) == (1, 1)
+
+
+def test_duplicates_count_each(compute):
+    scores = compute([[event(0, 10), event(0, 10), event(20, 30)]], [reference(event(0, 10), event(50, 60))])
+    assert scores["precision"] == pytest.approx(2 / 3)
+    assert scores["recall"] == 0.5
+
+
+def test_only_the_first_thousand_predictions_count(compute):
+    wrong = [event(90, 91)] * 1000
+    scores = compute([[*wrong, event(0, 10)]], [reference(event(0, 10))])
+    assert (scores["num_predictions"], scores["recall"]) == (1000, 0)
+    assert compute([[*wrong[1:], event(0, 10)]], [reference(event(0, 10))])["precision@0.9"] == 0.001
+
+
+def test_missing_videos_count_as_zero_or_are_left_out(compute):
+    predictions, references = [[event(0, 10)], []], [reference(event(0, 10)), reference(event(0, 5))]
+    zero, skip = (compute(predictions, references, missing=missing) for missing in ("zero", "skip"))
+    assert (zero["precision"], zero["f1"], skip["precision"], skip["f1"]) == (0.5, 0.5, 1, 1)
+    for scores in (zero, skip):
+        assert (scores["num_videos"], scores["num_predictions"], scores["num_missing"]) == (2, 1, 1)
+
+
+def test_a_video_that_one_file_lacks_is_scored_against_the_other(compute):
+    references = [[reference(event(0, 10)), reference(event(5, 10))], [reference(event(0, 10))], [{}]]
+    references[2] = [reference(), reference(event(0, 10))]
+    assert compute([[event(0, 10)]] * 3, references)["f1"] == 1
+
+
+def test_no_prediction_at_all(compute):
+    assert compute([[]], [reference(event(0, 1))])["f1"] == 0
+    with pytest.raises(ValueError, match="leaves nothing to score"):
+        compute([[]], [reference(event(0, 1))], missing="skip")
+
+
+def test_both_f1_by_hand(compute):
+    """Precision 1 and 1/2, recall 1/2 and 1/4 at the two thresholds."""
+    predictions = [[event(0, 10), event(20, 26)]]
+    references = [reference(event(0, 10), event(20, 30), event(50, 60), event(70, 80))]
+    scores = compute(predictions, references, tious=(0.5, 0.9))
+    assert (scores["precision@0.5"], scores["recall@0.5"]) == (1, 0.5)
+    assert (scores["precision@0.9"], scores["recall@0.9"]) == (0.5, 0.25)
+    assert scores["f1"] == pytest.approx(2 * 0.75 * 0.375 / 1.125)
+    assert scores["f1_mean_over_tious"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+
+
+times = st.floats(-5, 100, allow_nan=False).map(lambda value: round(value, 1))
+spans = st.lists(st.tuples(times, times), max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(spans, spans, spans), min_size=1, max_size=4))
+def test_precision_and_recall_agree_with_loops(videos):
+    def iou(a, b):
+        shared = max(0, min(a[1], b[1]) - max(a[0], b[0]))
+        return shared / (min(max(a[1], b[1]) - min(a[0], b[0]), a[1] - a[0] + b[1] - b[0]) + 1e-8)
+
+    def share(these, those, tiou):
+        return sum(any(iou(a, b) > tiou for b in those) for a in these) / len(these) if these else 0
+
+    predicted, *files = ([[(span, "") for span in video[k]] for video in videos] for k in range(3))
+    predictions, references = Events.from_videos(predicted), [Events.from_videos(file) for file in files]
+    tious = (0.3, 0.7)
+    values = precision_recall(predictions.spans, predictions.counts, references, tious)
+    for index, video in enumerate(videos):
+        for file in (0, 1):
+            for column, tiou in enumerate(tious):
+                assert values[0, file, index, column] == pytest.approx(share(video[0], video[1 + file], tiou))
+                assert values[1, file, index, column] == pytest.approx(share(video[1 + file], video[0], tiou))
+
+
+# Controls
+
+
+def test_equal_spans_are_clipped():
+    np.testing.assert_allclose(equal_spans(np.array([2, 0, 1]), 1.5), [[0, 0.625], [0.375, 1], [0, 1]])
+
+
+def test_controls_by_hand(compute):
+    """Two videos with two halves each; the system says one whole span for the first, nothing for the second."""
+    references = [
+        reference(event(0, 5), event(5, 10), duration=10),
+        reference(event(0, 50), event(50, 100), duration=100),
+    ]
+    scores = compute([[event(0, 10)], []], references, ["controls"])
+    assert scores["f1_equal_spans_reference_counts"] == 1
+    assert scores["f1_whole_video"] == pytest.approx(0.25)  # IoU 0.5, above the first of four thresholds
+    assert scores["f1_equal_spans"] == pytest.approx(0.125)  # one span 1/N for the first video, none for the second
+    # three spans [0, 5/12], [1/4, 3/4], [7/12, 1] against halves: IoU 5/6, 1/3, 5/6
+    assert scores["precision_three_spans"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 4)
+    assert scores["recall_three_spans"] == pytest.approx(3 / 4)
+
+
+def test_lift_is_zero_for_the_same_spans_everywhere_and_large_for_the_truth(compute):
+    rng = np.random.default_rng(0)
+    truth = [sorted(rng.uniform(0, 100, 4).tolist()) for _ in range(12)]
+    references = [reference(event(a, b), event(c, d), duration=100) for a, b, c, d in truth]
+    same = compute([[event(10, 40), event(60, 90)]] * 12, references, ["controls"])
+    assert same["lift"] == pytest.approx(0, abs=1e-12)
+    assert same["center_correlation"] is None  # nothing varies
+    perfect = compute([[event(a, b), event(c, d)] for a, b, c, d in truth], references, ["localization", "controls"])
+    assert perfect["f1"] == 1
+    assert perfect["lift"] > 0.4
+    assert perfect["lift"] == perfect["lift_one_reference"]
+    assert perfect["center_correlation"] == perfect["width_correlation"] == pytest.approx(1)
+    assert perfect["num_lift_videos"] == 12
+
+
+def test_lift_of_videos_without_a_partner(compute):
+    references = [reference(event(0, 5), duration=10)] * 3
+    alone = compute([[event(0, 5)] * n for n in (1, 2, 3)], references, ["controls"])
+    assert (alone["lift"], alone["lift_one_reference"], alone["num_lift_videos"]) == (None, None, 0)
+    # The two videos with one event each exchange with each other, the third one stays out: 1 - 0 for them.
+    references = [reference(event(0, 5), duration=10), reference(event(5, 10), duration=10), references[0]]
+    scores = compute([[event(0, 5)], [event(5, 10)], [event(0, 5)] * 2], references, ["controls"])
+    assert (scores["lift"], scores["num_lift_videos"]) == (1, 2)
+
+
+def test_lift_repeats_with_its_seed(compute):
+    rng = np.random.default_rng(1)
+    references = [reference(event(0, float(end)), duration=100) for end in rng.uniform(5, 100, 20)]
+    predictions = [[event(0, float(end))] for end in rng.uniform(5, 100, 20)]
+    lifts = [compute(predictions, references, ["controls"], seed=seed)["lift"] for seed in (0, 0, 1)]
+    assert lifts[0] == lifts[1] != lifts[2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(0, 1000))
+def test_exchange_gives_every_video_another_ones_spans(counts, seed):
+    counts = np.array(counts)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    spans = np.stack([owner, owner], axis=1).astype(float)
+    got = exchange_spans(spans, counts, np.random.default_rng(seed))[:, 0].astype(int)
+    np.testing.assert_array_equal(np.sort(got), np.sort(owner))
+    np.testing.assert_array_equal(counts[got], counts[owner])
+    partners = np.array([(counts == count).sum() > 1 for count in counts[owner]], dtype=bool)
+    np.testing.assert_array_equal(got != owner, partners)
+
+
+def test_correlations_ignore_what_the_order_alone_explains():
+    """Two videos of two events: centers 2 and 8 shifted together by -1 and +1, predictions shifted against them."""
+
+    def events(*centers):
+        return Events.from_videos([[((c - 1, c + 1), "") for c in video] for video in centers])
+
+    truth, durations = events((1, 7), (3, 9)), np.array([10.0, 10.0])
+    against = order_correlations(events((3, 9), (1, 7)), [truth], durations)
+    assert against == {"center_correlation": pytest.approx(-1), "width_correlation": None}
+    assert (
+        order_correlations(events((3, 9), (1,)), [truth], durations)["center_correlation"] is None
+    )  # one video is left
+
+
+def test_controls_need_durations_and_say_so(compute, caplog):
+    with caplog.at_level(logging.WARNING):
+        scores = compute([[event(0, 1)]], [reference(event(0, 1))], ["localization", "controls"])
+    assert "1 videos have no duration" in caplog.text
+    assert scores["f1"] == 1 and "lift" not in scores
+
+
+# Captions: pieces
+
+
+words = st.lists(st.sampled_from("a man runs the dog jumps over".split()), min_size=1, max_size=9).map(" ".join)
+sentence_pairs = st.lists(st.tuples(words, words), min_size=1, max_size=5)
+
+
+def as_coco(pairs):
+    hypotheses = {i: [hypothesis] for i, (hypothesis, _) in enumerate(pairs)}
+    return {i: [reference] for i, (_, reference) in enumerate(pairs)}, hypotheses
+
+
+@settings(max_examples=60, deadline=None)
+@given(sentence_pairs)
+def test_cider_rouge_and_bleu_equal_pycocoevalcap(pairs):
+    pytest.importorskip("pycocoevalcap.cider.cider")
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    grams = [(ngram_counts(hypothesis), ngram_counts(reference)) for hypothesis, reference in pairs]
+    assert cider_d(grams) == pytest.approx(Cider().compute_score(*as_coco(pairs))[0], abs=1e-9)
+    own_rouge = np.mean([rouge_l(hypothesis, reference) for hypothesis, reference in pairs])
+    assert own_rouge == pytest.approx(Rouge().compute_score(*as_coco(pairs))[0], abs=1e-9)
+    own_bleu = bleu_scores(np.sum([bleu_parts(*pair) for pair in grams], axis=0))
+    np.testing.assert_allclose(own_bleu, Bleu().compute_score(*as_coco(pairs), verbose=0)[0], atol=1e-9)
+
+
+def test_one_pair_has_no_cider_even_if_identical():
+    counts = ngram_counts("a man runs over the dog")
+    assert cider_d([(counts, counts)]) == 0
+    other = ngram_counts("two women play chess outside")
+    assert cider_d([(counts, counts), (other, other)]) == pytest.approx(10)
+
+
+def test_rouge_l_by_hand():
+    """LCS "a man the dog" of 4 in 5 and 6 words."""
+    precision, recall = 4 / 5, 4 / 6
+    expected = (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
+    assert rouge_l("a man sees the dog", "a man runs over the dog") == pytest.approx(expected)
+    assert rouge_l("", "a man") == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 4), st.integers(0, 4), st.integers(0, 1000))
+def test_ordered_matching_agrees_with_trying_everything(rows, columns, seed):
+    weights = np.random.default_rng(seed).random((rows, columns))
+
+    def best(i, j):
+        if i == rows or j == columns:
+            return 0.0
+        return max(best(i + 1, j), best(i, j + 1), weights[i, j] + best(i + 1, j + 1))
+
+    assert best_ordered_sum(weights) == pytest.approx(best(0, 0))
+
+
+def test_clean_replaces_what_is_not_ascii():
+    assert clean("caf\u00e9\u2028 a\n\tman \U0001f600runs\ud800") == "caf a man runs"
+
+
+def test_meteor_aggregate_equals_what_the_program_itself_says(java_tools):
+    pairs = [
+        ("a man is throwing a ball quickly in the park", "the guy threw a ball fast in a park"),
+        ("a man runs", "a man runs"),
+        ("a woman runs", "the lady is running # @"),
+        ("a man dances with the dog", "man is dancing with dogs outside"),
+        ("", "a man runs"),
+        ("a cat", "qxzjvkqwxzjvqk"),
+    ]
+    statistics = meteor_statistics(pairs, java_tools, timeout=300)
+    program = [java_tools.java, "-jar", str(java_tools.meteor_jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    # EVAL takes the statistics of segments, and prints the score of each and then of all.
+    segments = " ||| ".join(" ".join(str(value) for value in row) for row in statistics)
+    asked = "".join(f"SCORE ||| {reference} ||| {hypothesis}\n" for hypothesis, reference in pairs)
+    said = subprocess.run(
+        program, input=asked + f"EVAL ||| {segments}\n", capture_output=True, text=True, check=True, timeout=300
+    ).stdout.splitlines()
+    raw = np.array([line.split() for line in said[: len(pairs)]], dtype=float)
+    raw[1, 20] = 0  # the identical pair
+    np.testing.assert_array_equal(statistics, raw)
+    *each, total = map(float, said[len(pairs) :])
+    np.testing.assert_allclose(meteor_score(statistics), each, atol=1e-12)
+    assert meteor_score(statistics.sum(axis=0)) == pytest.approx(total, abs=1e-12)
+    assert meteor_score(statistics[1]) == 1
+
+
+# Java that fails
+
+
+def test_a_program_that_is_stuck_is_ended_and_named():
+    with pytest.raises(RuntimeError, match=r"METEOR: Java printed nothing for 1 s after 1 of 3 lines(.|\n)*loading"):
+        script = (
+            "import sys, time; print('x', flush=True); print('loading', file=sys.stderr, flush=True); time.sleep(60)"
+        )
+        run_java([[sys.executable, "-c", script]], [3], "METEOR", timeout=1)
+
+
+@pytest.mark.parametrize(
+    "script", ["print('x'); raise SystemExit('heap space')", "import sys; sys.stderr.write('heap space')"]
+)
+def test_a_program_that_fails_or_prints_too_little_is_an_error(script):
+    with pytest.raises(RuntimeError, match="heap space"):
+        run_java([[sys.executable, "-c", script]], [2], "METEOR", timeout=60)
+
+
+def test_much_output_on_both_streams_does_not_block():
+    script = "import sys\nfor i in range(50000): print('x' * 50); print('y' * 50, file=sys.stderr)"
+    first, second = run_java([[sys.executable, "-c", script]] * 2, [50000, 50000], "METEOR", timeout=60)
+    assert len(first) == len(second) == 50000
+
+
+def test_without_java_parts_the_rest_is_computed(compute, monkeypatch, caplog):
+    monkeypatch.setattr(metric_captions.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(metric_captions.shutil, "which", lambda name: None)
+    with caplog.at_level(logging.WARNING):
+        scores = compute([[event(0, 1)]], [reference(event(0, 1))], ["localization", "meteor", "cider"])
+    assert scores["f1"] == 1 and "meteor" not in scores
+    for part in ("meteor, cider", "pycocoevalcap", "Java", 'pip install "sail-hf[metrics]"'):
+        assert part in caplog.text
+    with pytest.raises(ImportError, match="cannot compute meteor"):
+        compute([[event(0, 1)]], [reference(event(0, 1))], ["meteor"])
+
+
+# The whole metric
+
+
+def test_every_name_on_a_tiny_set(compute, java_tools):
+    predictions = [
+        [event(0, 5, "A man runs over the caf\u00e9."), event(90, 99, "Something else.")],
+        [event(0, 5, "A dog jumps."), event(5, 10, "")],
+        [],
+    ]
+    references = [
+        reference(event(0, 5, "A man runs over the caf\u2014."), event(5, 9, "A dog jumps."), duration=99.5),
+        reference(event(0, 5, "A dog jumps."), event(5, 10, "It is over."), duration=10),
+        reference(event(0, 5, "A dog jumps."), duration=10),
+    ]
+    every = ["localization", "controls", "meteor", "cider", "rouge_l", "bleu", "soda_c"]
+    scores = compute(predictions, references, every)
+    names = "meteor cider rouge_l bleu_1 bleu_2 bleu_3 bleu_4 bleu_mean soda_c precision recall f1 f1_mean_over_tious"
+    for name in [
+        *names.split(),
+        *(f"{part}@{t}" for part in ("precision", "recall", "f1") for t in (0.3, 0.5, 0.7, 0.9)),
+    ]:
+        assert 0 < scores[name] < 10, name
+    assert scores["num_lift_videos"] == 2
+    json.dumps(scores, allow_nan=False)
+    # SODA_c by hand: one identical pair of 2 predictions and 2 references in the first and in the second video (METEOR
+    # is 1 for it and 0 for the empty sentence), so F1 1/2 each; the third video has no prediction.
+    assert scores["soda_c"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+    # ROUGE-L at every threshold: first video 1 and 0 (unmatched), second 1 and 0.
+    assert scores["rouge_l"] == pytest.approx(1 / 3)
+    table = format_table(scores, "tiny")
+    assert "1 videos without a prediction (counted as zero)" in table
+    for row in ("whole video", "equal spans 1/N, own counts", "SODA_c", "lift", "center r"):
+        assert row in table
+    assert compute(predictions, references, ["rouge_l"], missing="skip")["rouge_l"] == pytest.approx(1 / 2)
+    none = compute([[], [], []], references, ["cider", "rouge_l", "bleu", "soda_c", "meteor"])
+    assert all(none[name] == 0 for name in names.split() if name in none)
+
+
+def test_the_protocols_differ_in_the_unmatched_reference(compute, java_tools):
+    """A hypothesis that shares a sign with `abc123!@#` scores in 2018 only."""
+    predictions, references = [[event(0, 1, "abc123!@#")]], [reference(event(5, 6))]
+    scores = [compute(predictions, references, ["rouge_l"], protocol=year)["rouge_l"] for year in ("2018", "2021")]
+    assert scores == [pytest.approx(1), 0]
+
+
+def test_soda_takes_the_prediction_as_the_reference_unless_told_otherwise(compute, java_tools):
+    predictions = [[event(0, 10, "A man is running.")]]
+    references = [reference(event(0, 10, "A man is running through the woods with two large dogs."))]
+    swapped, plain = (
+        compute(predictions, references, ["soda_c"], soda_swapped=swap)["soda_c"] for swap in (True, False)
+    )
+    # Recall weighs .85: the short sentence is covered completely when it is the reference.
+    assert swapped > plain + 0.1
+
+
+def test_format_table_shows_what_there_is(compute):
+    predictions, references = [[event(0, 10)], [event(0, 5)]], [reference(event(0, 10), duration=10)] * 2
+    table = format_table(compute(predictions, references), "mine")
+    assert "captions" not in table and "controls" not in table
+    assert table.splitlines()[-1].split() == ["mine", "62.50", "62.50", "62.50"]
+    table = format_table(compute(predictions[:1], references[:1], ["controls"]), "mine")
+    assert table.splitlines()[-1].split() == ["mine", "n/a", "n/a", "n/a", "n/a"]
+
+
+def test_add_batch_adds_up(compute, tmp_path):
+    metric = DenseVideoCaptioningMetric(cache_dir=str(tmp_path))
+    metric.add(prediction=[event(0, 10)], reference=reference(event(0, 10)))
+    metric.add_batch(predictions=[[event(0, 10)]], references=[[reference(event(50, 60)), reference(event(70, 80))]])
+    assert metric.compute(metrics=["localization"])["f1"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "message"),
+    [
+        ([{"timestamp": [0]}], reference(event(0, 1)), r"predictions\[0\]\[0\]: expected .*sentence"),
+        ([{"timestamp": [0], "sentence": "x"}], reference(event(0, 1)), r"expected the time stamp \[start, end\]"),
+        ([event(0, float("nan"))], reference(event(0, 1)), r"expected the time stamp .* found \[0, nan\]"),
+        ([event(0, 1, None)], reference(event(0, 1)), "expected the sentence as a string, found None"),
+        ({"a": 1}, reference(event(0, 1)), "expected a list of events, found dict"),
+        ([], {"timestamps": [[0, 1]], "sentences": []}, r"references\[0\]\[0\]: expected equally many"),
+        ([], reference(), r"references\[0\]: no reference event"),
+        ([], reference(event(0, 1), duration=-1), "expected a duration above 0 s"),
+    ],
+)
+def test_malformed_input_is_named(compute, prediction, truth, message):
+    with pytest.raises(ValueError, match=message):
+        compute([prediction], [truth])
+
+
+@pytest.mark.parametrize(
+    "options", [{"protocol": "2020"}, {"missing": "ignore"}, {"tious": [1.5]}, {"tious": []}, {"metrics": ["bert"]}]
+)
+def test_unknown_options_are_named(compute, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
+        compute([[]], [reference(event(0, 1))], **options)
+
+
+def test_different_numbers_of_videos(compute):
+    with pytest.raises(ValueError, match="predictions of 2 videos, but references of 1"):
+        compute([[], []], [reference(event(0, 1))])
+
+
+def test_evaluate_load_works_offline_from_anywhere(tmp_path):
+    """As a user does it, also beside a script named evaluate.py, as training/ has one."""
+    path = Path(metric_captions.__file__).with_name("metric.py")
+    script = f"""
+import evaluate
+metric = evaluate.load({str(path)!r})
+event, reference = {event(0, 4)!r}, {reference(event(0, 5))!r}
+print(metric.compute(predictions=[[event]], references=[reference], metrics=["localization"])["recall@0.7"])
+"""
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    loaded = subprocess.run([sys.executable, "-c", script], **options)
+    assert loaded.stdout.strip() == "1.0", loaded.stderr
+    (tmp_path / "evaluate.py").write_text("raise SystemExit('the wrong evaluate')")
+    environment["PYTHONPATH"] = str(path.parents[1])
+    imported = subprocess.run([sys.executable, "-c", "import sail_hf.metric; print('fine')"], **options)
+    assert imported.stdout.strip() == "fine", imported.stderr
+
+
+# The recorded original programs
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def aligned(predictions: dict, files: list[dict]) -> dict:
+    videos = list(dict.fromkeys(video for file in files for video in file))
+    none = {"timestamps": [], "sentences": []}
+    return {
+        "predictions": [predictions.get(video, []) for video in videos],
+        "references": [[file.get(video, none) for file in files] for video in videos],
+    }
+
+
+NAMES = {"METEOR": "meteor", "CIDEr": "cider", "Rouge-L": "rouge_l", "F1": "f1_mean_over_tious"}
+RECORDED = {
+    "activitynet_400": ["activitynet/val_1.json", "activitynet/val_2.json"],
+    "youcook2_timechat": ["youcook2/val.json"],
+}
+
+
+def assert_recorded(scores: dict, recorded: dict[str, float]) -> None:
+    for name, value in recorded.items():
+        tolerance = 1e-5 if name in ("METEOR", "soda_c") else 1e-6
+        assert scores[NAMES.get(name, name.lower())] == pytest.approx(value, abs=tolerance, rel=0), name
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_scores_of_the_2021_line(name, shared, compute, java_tools):
+    predictions = read(shared / "reference" / "metrics" / f"{name}.predictions.json")["results"]
+    recorded = read(shared / "reference" / "metrics" / f"{name}.scores.json")
+    inputs = aligned(predictions, [read(shared / "annotations" / file) for file in RECORDED[name]])
+    every = ["localization", "meteor", "cider", "rouge_l", "bleu", "soda_c"]
+    skipped = compute(**inputs, metrics=every, missing="skip")
+    assert_recorded(skipped, recorded["scores"])
+    # Counting as zero is the same sums over more videos (SODA_c: per file).
+    zero = compute(**inputs, metrics=["localization", "cider", "rouge_l", "bleu"])
+    share = len(predictions) / len(inputs["predictions"])
+    assert (zero["num_missing"], zero["num_videos"]) == (
+        round((1 - share) * zero["num_videos"]),
+        len(inputs["references"]),
+    )
+    for score in ("precision", "recall", "cider", "rouge_l", "bleu_4", "f1@0.5"):
+        assert zero[score] == pytest.approx(skipped[score] * share)
+
+
+@pytest.mark.parametrize(("name", "missing"), [("activitynet_400", "skip"), ("youcook2_timechat", "zero")])
+def test_recorded_scores_of_the_2018_line(name, missing, shared, compute, java_tools):
+    predictions = read(shared / "reference" / "metrics" / f"{name}.predictions.json")["results"]
+    recorded = read(shared / "reference" / "metrics" / f"{name}.scores.json")["scores_2018"]
+    inputs = aligned(predictions, [read(shared / "annotations" / file) for file in RECORDED[name]])
+    scores = compute(**inputs, metrics=["localization", "meteor"], protocol="2018", missing=missing)
+    assert_recorded(scores, {key: value for key, value in recorded.items() if key != "protocol"})
+
+
+def test_recorded_controls_of_activitynet(shared, compute):
+    """The recorded figures of spans that see no video, in percent, with val_1's annotators as the system."""
+    files = [read(shared / "annotations" / file) for file in RECORDED["activitynet_400"]]
+
+    def as_predictions(file: dict) -> dict:
+        return {video: [event(*span, "") for span in row["timestamps"]] for video, row in file.items()}
+
+    scores = compute(**aligned(as_predictions(files[0]), files), metrics=["controls"])
+    recorded = {
+        "whole_video": (65.51, 35.22, 45.81),
+        "three_spans": (57.81, 55.70, 56.74),
+        "equal_spans": (55.20, 55.32, 55.26),
+        "equal_spans_1.25": (57.74, 57.66, 57.70),
+        "equal_spans_1.5": (58.10, 57.61, 57.85),
+    }
+    for row, values in recorded.items():
+        for suffix in {row, f"{row}_reference_counts"} if row.startswith("equal") else {row}:
+            found = [100 * scores[f"{part}_{suffix}"] for part in ("precision", "recall", "f1")]
+            assert found == pytest.approx(values, abs=0.05), suffix
+    humans = compute(**aligned(as_predictions(files[1]), files[:1]), missing="skip")
+    assert [100 * humans[part] for part in ("precision", "recall", "f1")] == pytest.approx(
+        (40.21, 40.17, 40.19), abs=0.05
+    )

@@ -1,0 +1,315 @@
+"""training/train.py on a small data set folder: arguments, a whole run, resuming, and two processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import train
+import yaml
+from datasets import Array2D, Dataset, Features, List, Value
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from tiny import make_clip, make_processor, make_rows
+from transformers import GPT2Config, GPT2LMHeadModel, pipeline
+
+from sail_hf import SailForDenseVideoCaptioning, SailProcessor
+from sail_hf.clip_sail import load_clip
+
+ROOT = Path(__file__).parents[1]
+LOCALIZATION = {"loss_full", "loss_positive", "loss_negative", "loss_similarity", "loss_augmentation"}
+FEATURES = Features(
+    {
+        "video_id": Value("string"),
+        "duration": Value("float64"),
+        "captions": List(Value("string")),
+        "timestamps": List(List(Value("float64"))),
+        "video_features": Array2D((8, 24), "float16"),
+        "caption_features": Array2D((None, 24), "float16"),
+        "transition_features": List(List(Value("float16"))),
+    }
+)
+
+
+def write_split(folder: Path, split: str, rows: list[dict], leave_out: tuple[str, ...] = ()) -> None:
+    """Rows as Parquet, with time stamps that would crash whoever computed with them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = [
+        {
+            "video_id": f"video{i}",
+            "duration": 10.0,
+            "timestamps": [[float("nan")] * 2] * len(row["captions"]),
+            **{name: value if name == "captions" else value.half().numpy() for name, value in row.items()},
+        }
+        for i, row in enumerate(rows)
+    ]
+    data = Dataset.from_list(table, features=FEATURES).remove_columns(list(leave_out))
+    data.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a CLIP, a decoder, its tokenizer, a data set of 12 videos (3 for validation), and a YAML file."""
+    folder = tmp_path_factory.mktemp("train")
+    make_clip(folder / "clip")
+    tokenizer = make_processor().tokenizer
+    torch.manual_seed(0)
+    decoder = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer) - 3,  # without the tokens that SAIL adds
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            n_positions=128,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    decoder.save_pretrained(folder / "decoder")
+    tokenizer.save_pretrained(folder / "decoder")
+    write_split(folder / "data", "train", [row for seed in range(4) for row in make_rows(seed)])
+    write_split(folder / "data", "validation", make_rows(9))
+    fields = {
+        "clip": str(folder / "clip"),
+        "decoder": str(folder / "decoder"),
+        "dataset": str(folder / "data"),
+        "num_frames": 8,
+        "num_queries": 4,
+        "model_config": {
+            "dropout": 0,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "mask_decoder_attention_heads": 2,
+            "mask_decoder_ffn_dim": 32,
+        },
+        "generation_config": {"num_beams": 1, "max_new_tokens": 6, "full_max_new_tokens": 9},
+        "captioning_epochs": 1,
+        "localization_epochs": 1,
+        "per_device_train_batch_size": 6,
+        "learning_rate": 0.01,
+        "logging_steps": 1,
+        "save_strategy": "epoch",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(fields))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place) -> Path:
+    """The output folder of a whole run with validation."""
+    train.main([str(place / "tiny.yaml"), "--output_dir", str(place / "run"), "--validation_split", "validation"])
+    return place / "run"
+
+
+def logs_of(folder: Path) -> list[dict]:
+    state = json.loads((folder / "trainer_state.json").read_text())
+    return [entry for entry in state["log_history"] if "loss" in entry]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(SailForDenseVideoCaptioning.from_pretrained(folder).named_parameters())
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    logs, wanted = logs_of(found), logs_of(expected)
+    assert len(logs) == len(wanted)
+    for entry, other in zip(logs, wanted, strict=True):
+        names = {name for name in other if name.startswith("loss") or name == "learning_rate"}
+        assert names <= entry.keys()
+        for name in names:
+            assert entry[name] == pytest.approx(other[name], rel=1e-4), name
+    weights = weights_of(expected)
+    for name, weight in weights_of(found).items():
+        torch.testing.assert_close(weight, weights[name], rtol=0, atol=2e-5)
+
+
+# --- arguments ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_wins_over_the_yaml_file(place):
+    model, data, training = train.parse_arguments(
+        [str(place / "tiny.yaml"), "--output_dir", "x", "--num_queries", "9", "--method", "ilcacm"]
+        + ["--learning_rate", "5e-4", "--model_config", '{"dropout": 0.3}', "--resume", "false"]
+    )
+    assert (model.num_frames, model.num_queries, model.method) == (8, 9, "ilcacm")
+    assert model.model_config == {"dropout": 0.3} and model.generation_config["max_new_tokens"] == 6
+    assert (training.learning_rate, training.per_device_train_batch_size) == (5e-4, 6)
+    assert (data.dataset, data.resume) == (str(place / "data"), False)
+
+
+def test_arguments_without_a_yaml_file():
+    model, data, training = train.parse_arguments(["--dataset", "d", "--output_dir", "x", "--use_cpu", "true"])
+    assert (data.dataset, data.split, data.resume) == ("d", "train", True)
+    assert (model.decoder, model.clip, model.num_frames) == ("distilbert/distilgpt2", "ViT-L-14", 32)
+    assert training.num_train_epochs == 20
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("activitynet", {"num_frames": 32, "num_queries": 14, "learning_rate": 1e-4, "num_train_epochs": 20}),
+        ("youcook2", {"num_frames": 100, "num_queries": 18, "learning_rate": 5e-5, "num_train_epochs": 20}),
+        ("playground", {"method": "sail", "decoder_from_scratch": True}),
+    ],
+)
+def test_the_configs_of_the_repository_are_read(name, values):
+    parts = train.parse_arguments([str(ROOT / "training" / "configs" / f"{name}.yaml"), "--use_cpu", "true"])
+    found = {key: value for part in parts for key, value in vars(part).items()}
+    assert {key: found[key] for key in values} == values
+
+
+@pytest.mark.parametrize(
+    "content, arguments, words",
+    [
+        ("colour: red\nlearning_rate: 1\n", [], "unknown fields: colour"),
+        ("- a\n- b\n", [], "fields and values"),
+        ("a: [1\n", [], "YAML"),
+        ("dataset: d\n", ["--colour", "red"], "colour"),
+        ("dataset: d\n", ["--learning_rate", "fast"], "fast"),
+        ("dataset: d\nmodel_config: '{dropout'\n", [], "model_config"),
+        ("num_frames: 8\n", [], "--dataset"),
+    ],
+)
+def test_arguments_that_are_wrong_are_one_message(tmp_path, capsys, content, arguments, words):
+    path = tmp_path / "x.yaml"
+    path.write_text(content)
+    with pytest.raises((SystemExit, ValueError)) as error:
+        train.parse_arguments([str(path), "--output_dir", str(tmp_path), "--use_cpu", "true", *arguments])
+    assert words in f"{error.value}{capsys.readouterr().err}"
+
+
+def test_a_yaml_file_that_is_not_there(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train.parse_arguments([str(tmp_path / "no.yaml")])
+    assert "no.yaml is not a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--model_config", '{"dropuot": 0.2}'], "dropuot"),
+        (["--generation_config", '{"beams": 2}'], "beams"),
+        (["--method", "nonsense"], "nonsense"),
+    ],
+)
+def test_unknown_fields_of_model_and_generation_are_named(place, tmp_path, arguments, words):
+    with pytest.raises((SystemExit, StrictDataclassFieldValidationError), match=words):
+        train.main([str(place / "tiny.yaml"), "--output_dir", str(tmp_path), *arguments])
+
+
+# --- the data set -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method, column, words",
+    [
+        ("sail", "video_features", "video_features.*extract_features"),
+        ("sail", "captions", "captions"),
+        ("sail", "caption_features", "caption_features"),
+        ("sail", "transition_features", "transition_features"),
+        ("sail-synth-hn", "transition_features", "transition_features"),
+        ("sail-align", "caption_features", "caption_features"),
+    ],
+)
+def test_a_column_that_the_method_needs_is_missed_before_training(place, tmp_path, method, column, words):
+    write_split(tmp_path / "data", "train", make_rows(), leave_out=(column,))
+    arguments = ["--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "run"), "--method", method]
+    with pytest.raises(SystemExit, match=words):
+        train.main([str(place / "tiny.yaml"), *arguments])
+
+
+def test_a_method_needs_no_more_than_its_columns(place, tmp_path):
+    left_out = ("caption_features", "transition_features", "timestamps", "duration")
+    write_split(tmp_path / "data", "train", make_rows(), leave_out=left_out)
+    arguments = ["--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "run"), "--method", "ilcacm"]
+    trainer = train.main([str(place / "tiny.yaml"), *arguments, "--captioning_epochs", "0", "--save_strategy", "no"])
+    assert {"loss_positive", "loss_diversity"} <= trainer.state.log_history[0].keys()
+
+
+def test_nothing_but_captions_and_features_reaches_training(place):
+    columns = train.load_split(str(place / "data"), "train").column_names
+    assert set(columns) == {"captions", "video_features", "caption_features", "transition_features"}
+
+
+def test_a_split_or_folder_that_is_not_there(place, tmp_path):
+    with pytest.raises((SystemExit, ValueError), match="nosplit"):
+        train.load_split(str(place / "data"), "nosplit")
+    with pytest.raises((SystemExit, FileNotFoundError), match="nowhere"):
+        train.load_split(str(tmp_path / "nowhere"), "train")
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_folder_that_captions(run):
+    logs = logs_of(run)
+    assert [{name for name in entry if name.startswith("loss_")} for entry in logs] == [{"loss_full"}] * 2 + [
+        LOCALIZATION
+    ] * 2
+    assert logs[-1]["loss_full"] < logs[0]["loss_full"]
+    assert json.loads((run / "trainer_state.json").read_text())["global_step"] == 4
+    model = SailForDenseVideoCaptioning.from_pretrained(run)
+    assert model.generation_config.max_new_tokens == 6 and model.config.dropout == 0
+    assert SailProcessor.from_pretrained(run).video_processor.num_frames == 8
+    frames = torch.randint(0, 255, (10, 40, 40, 3), dtype=torch.uint8)
+    events = pipeline("dense-video-captioning", model=str(run))(frames, fps=5, num_events=2)
+    assert len(events) == 2 and all(0 <= event["start"] <= event["end"] <= 2 for event in events)
+
+
+def test_the_pretrained_parts_are_in_the_result(place, tmp_path):
+    """With no step taken, the decoder's and the CLIP's weights are what the folders hold."""
+    arguments = ["--output_dir", str(tmp_path), "--learning_rate", "0", "--weight_decay", "0", "--save_strategy", "no"]
+    train.main([str(place / "tiny.yaml"), *arguments, "--include_text_tower", "true"])
+    model = SailForDenseVideoCaptioning.from_pretrained(tmp_path)
+    decoder = GPT2LMHeadModel.from_pretrained(place / "decoder")
+    wanted = decoder.transformer.wte.weight
+    assert torch.equal(model.decoder.transformer.wte.weight[: len(wanted)], wanted)
+    assert torch.equal(model.decoder.transformer.h[0].mlp.c_fc.weight, decoder.transformer.h[0].mlp.c_fc.weight)
+    clip = load_clip(str(place / "clip"))
+    for tower, original in [(model.model.vision_tower, clip.model.visual), (model.model.text_tower, clip.model.text)]:
+        found = tower.state_dict()
+        assert all(torch.equal(found[name], weight) for name, weight in original.state_dict().items())
+
+
+def test_a_run_that_was_cut_off_goes_on(place, run, tmp_path):
+    """After the first stage the run stops; started again with the same command, it ends as if it had not."""
+    output = tmp_path / "run"
+    shutil.copytree(run / "checkpoint-2", output / "checkpoint-2")
+    trainer = train.main([str(place / "tiny.yaml"), "--output_dir", str(output)])
+    assert trainer.state.global_step == 4
+    assert_same_run(output, run)
+    # From the beginning, if that is asked for.
+    arguments = ["--output_dir", str(output), "--resume", "false", "--captioning_epochs", "0"]
+    again = train.main([str(place / "tiny.yaml"), *arguments])
+    assert again.state.global_step == 2
+
+
+def test_two_processes_give_the_single_process_run(place, run):
+    """`accelerate launch` on two CPU processes of 3 videos each: losses, parts and weights of one process of 6."""
+    output = place / "two-processes"
+    # Without --multi_gpu, `accelerate launch` starts one process on a machine that has no GPU, whatever the number.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    arguments = ["training/train.py", str(place / "tiny.yaml"), "--output_dir", str(output)]
+    arguments += ["--per_device_train_batch_size", "3", "--save_strategy", "no", "--validation_split", "validation"]
+    result = subprocess.run(
+        [*launch, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("Saved") == 1
+    assert_same_run(output, run)

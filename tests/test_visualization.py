@@ -1,0 +1,164 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sail_hf.visualization import format_html, format_srt, format_vtt, plot_events
+
+EVENTS = [
+    {"start": 3661.0014, "end": 3665.25, "text": "A cat\n\n sleeps --> deeply.", "score": 0.5},
+    {"start": 0.0, "end": 59.9996, "text": " Tom & <b>Jerry</b> run. "},
+    {"start": 1.5, "end": 1.5, "text": "They jump."},
+    {"start": 2.0, "end": 3.0, "text": " \n"},
+]
+
+
+def test_srt_by_hand():
+    assert format_srt(EVENTS) == (
+        "1\n00:00:00,000 --> 00:01:00,000\nTom & <b>Jerry</b> run.\n\n"
+        "2\n00:00:01,500 --> 00:00:01,501\nThey jump.\n\n"
+        "3\n01:01:01,001 --> 01:01:05,250\nA cat sleeps -> deeply.\n"
+    )
+
+
+def test_vtt_by_hand():
+    assert format_vtt(EVENTS) == (
+        "WEBVTT\n\n"
+        "00:00:00.000 --> 00:01:00.000\nTom &amp; &lt;b&gt;Jerry&lt;/b&gt; run.\n\n"
+        "00:00:01.500 --> 00:00:01.501\nThey jump.\n\n"
+        "01:01:01.001 --> 01:01:05.250\nA cat sleeps --&gt; deeply.\n"
+    )
+
+
+def test_no_events():
+    assert format_srt([]) == ""
+    assert format_vtt([]) == "WEBVTT\n"
+
+
+seconds = st.floats(min_value=0, max_value=400_000)
+any_event = st.builds(
+    lambda times, text: {"start": min(times), "end": max(times), "text": text}, st.tuples(seconds, seconds), st.text()
+)
+
+
+@given(st.lists(any_event, max_size=6))
+def test_every_event_with_text_is_one_well_formed_cue(events):
+    num_texts = sum(bool(event["text"].split()) for event in events)
+    clock = r"(\d+):([0-5]\d):([0-5]\d)[.,](\d{3})"
+    for page, header in ((format_srt(events), 0), (format_vtt(events), 1)):
+        blocks = [block for block in page.split("\n\n") if block.strip("\n")][header:]
+        assert len(blocks) == num_texts
+        previous = 0
+        for block in blocks:
+            timing, text = block.rstrip("\n").split("\n")[-2:]
+            parts = [int(part) for part in re.fullmatch(f"{clock} --> {clock}", timing).groups()]
+            start, end = (((h * 60 + m) * 60 + s) * 1000 + ms for h, m, s, ms in (parts[:4], parts[4:]))
+            assert previous <= start < end
+            assert text.strip() and "-->" not in text
+            previous = start
+
+
+@pytest.mark.parametrize(
+    "event, message",
+    [
+        (
+            {"start": 2.0, "end": 1.0, "text": "a"},
+            "Event 0: expected 0 <= start <= end in seconds, found start=2.0",
+        ),
+        ({"start": -1.0, "end": 1.0, "text": "a"}, "start=-1.0"),
+        ({"start": 0.0, "end": float("nan"), "text": "a"}, "end=nan"),
+        ({"start": 0.0, "sentence": "a"}, "expected start, end and text, found only start, sentence"),
+    ],
+)
+def test_bad_events_are_named(event, message):
+    for write in (format_srt, format_vtt, lambda events: format_html(events, "a.mp4")):
+        with pytest.raises(ValueError, match=message):
+            write([event])
+
+
+class _Page(HTMLParser):
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.text = [("", {})], {}
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text[self.tags[-1][0]] = self.text.get(self.tags[-1][0], "") + data
+
+
+def test_html_page_holds_events_and_escapes():
+    sentence = 'A "cat" </script><script>alert(1)</script> $title'
+    page = _Page(format_html([{"start": 1, "end": 2.5, "text": sentence}], 'my "video" $data.mp4', "Cats & <dogs>"))
+    assert [attrs["src"] for tag, attrs in page.tags if "src" in attrs] == ['my "video" $data.mp4']
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert page.text["title"].strip() == "Cats & <dogs>"
+    data = re.search(r"const events = (.*);\n", page.text["script"]).group(1)
+    assert json.loads(data) == [{"start": 1.0, "end": 2.5, "text": sentence}]
+
+
+def two_halves(num_frames: int = 40) -> np.ndarray:
+    """A video whose first half is red, the second blue: 40 frames of 48 x 64."""
+    video = np.zeros((num_frames, 48, 64, 3), dtype=np.uint8)
+    video[: num_frames // 2, ..., 0] = 255
+    video[num_frames // 2 :, ..., 2] = 255
+    return video
+
+
+@pytest.fixture
+def plot():
+    pytest.importorskip("matplotlib")
+    return lambda *args, **kwargs: plot_events(two_halves(), *args, fps=4, **kwargs)
+
+
+def test_plot_places_thumbnails_masks_and_bars(plot, tmp_path):
+    from matplotlib.colors import to_rgb
+
+    events = [{"start": 1.0, "end": 4.0, "text": "One.", "score": 0.25}, {"start": 3.0, "end": 9.0, "text": "Two."}]
+    masks = np.array([[0.0, 0.5, 1.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.5, 1.0]])
+    figure = plot(events, masks, references=[{"start": 2.0, "end": 5.0, "text": "True."}], title="A video")
+    thumbnails, mask_panel, predicted, true = figure.axes
+
+    assert all(axes.get_xlim() == (0, 10) for axes in figure.axes)
+    images = thumbnails.get_images()
+    assert images[0].get_extent()[0] == 0 and images[-1].get_extent()[1] == pytest.approx(10)
+    for image in images:
+        left, right = image.get_extent()[:2]
+        assert tuple(image.get_array()[24, 32]) == ((255, 0, 0) if left + right < 10 else (0, 0, 255))
+
+    for line, mask, bar in zip(mask_panel.get_lines(), masks, predicted.patches, strict=True):
+        np.testing.assert_allclose(line.get_xdata(), [0, 2.5, 5, 7.5, 10])
+        np.testing.assert_allclose(line.get_ydata(), mask)
+        assert to_rgb(line.get_color()) == bar.get_facecolor()[:3]
+    assert [(bar.get_x(), bar.get_width()) for bar in predicted.patches] == [(1.0, 3.0), (3.0, 6.0)]
+    assert [(bar.get_x(), bar.get_width()) for bar in true.patches] == [(2.0, 3.0)]
+    assert [text.get_text() for text in predicted.texts] == ["1  One.  (0.25)", "2  Two."]
+    figure.savefig(tmp_path / "events.png")
+    assert (tmp_path / "events.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sentences_stay_inside_the_picture_and_apart(plot):
+    sentence = "A man costs $5 and $6, walks across the wide open field and then turns around to wave at his friends. "
+    times = [(0, 10), (0, 0.1), (9.9, 10), (4.9, 5), (5, 5.1), (2, 7), (3, 9)]
+    events = [{"start": a, "end": b, "text": (1 + i % 3) * sentence, "score": 0.5} for i, (a, b) in enumerate(times)]
+    figure = plot(events)
+    axes = figure.axes[-1]
+    figure.draw_without_rendering()
+    inside = axes.get_window_extent()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    bars = [bar.get_window_extent() for bar in axes.patches]
+    for i, box in enumerate(boxes):
+        assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+        assert not any(box.overlaps(other) for other in [*bars, *boxes[:i], *boxes[i + 1 :]])
+
+
+def test_plot_of_nothing_and_wrong_masks(plot):
+    assert len(plot([]).axes) == 2
+    with pytest.raises(ValueError, match=r"masks of shape \(1, T\), one per event, found \(2, 5\)"):
+        plot([{"start": 0, "end": 1, "text": "a"}], np.ones((2, 5)))

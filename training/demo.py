@@ -1,0 +1,196 @@
+"""The whole job from nothing, on videos that it renders: `make demo`.
+
+Renders the playground, trains a small CLIP on its stills, extracts features, trains SAIL on captions alone, and captions
+videos that no training has seen: scores, pictures, subtitles and a checkpoint under the output folder.
+"""
+
+import json
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import extract_features
+import numpy as np
+import train
+import train_clip
+from playground import actor_in, render_playground
+from scipy.optimize import linear_sum_assignment
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, HfArgumentParser, PreTrainedTokenizerFast, pipeline, set_seed
+
+from sail_hf import DenseVideoCaptioningMetric
+from sail_hf.metric import format_table, interval_iou
+from sail_hf.visualization import format_html, format_srt, format_vtt, plot_events
+
+CONFIG = Path(__file__).parent / "configs" / "playground.yaml"
+
+
+@dataclass
+class DemoArguments:
+    output: Path = field(default=Path("outputs/demo"), metadata={"help": "Folder of everything that the demo writes."})
+    num_train: int = field(default=1000, metadata={"help": "Videos to learn from."})
+    num_test: int = field(default=60, metadata={"help": "Videos to score on."})
+    num_pictures: int = field(default=6, metadata={"help": "Test videos that are drawn and subtitled."})
+    seed: int = field(default=0, metadata={"help": "Seed of the world, of all weights and of all orders."})
+    training: str = field(default="", metadata={"help": "Arguments for train.py, e.g. '--method ilcacm'."})
+
+
+@contextmanager
+def step(name: str, seconds: dict[str, float]):
+    print(f"\n== {name}", flush=True)
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 1)
+
+
+def write_decoder(folder: Path, captions: list[str]) -> None:
+    """A byte-level BPE tokenizer of the captions, as GPT-2's is of the web, and the configuration of a small GPT-2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        special_tokens=[end],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*captions, "1 events: 2 events: "], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end)
+    fast.save_pretrained(folder)
+    GPT2Config(
+        vocab_size=len(fast),
+        n_embd=128,
+        n_layer=2,
+        n_head=4,
+        n_positions=512,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.08,
+    ).save_pretrained(folder)
+
+
+def match(events: list[dict], reference: dict) -> list[tuple[dict, str]]:
+    """(event, true sentence) pairs: the one-to-one assignment of most total tIoU, pairs that do not overlap left out."""
+    if not events:
+        return []
+    iou = np.array(
+        [
+            [interval_iou(np.array([e["start"], e["end"]]), np.array(t)) for t in reference["timestamps"]]
+            for e in events
+        ]
+    )
+    rows, columns = linear_sum_assignment(-iou)
+    return [(events[i], reference["sentences"][j]) for i, j in zip(rows, columns, strict=True) if iou[i, j] > 0]
+
+
+def score(results: dict[str, list[dict]], references: dict[str, dict]) -> dict:
+    """The metric's scores, and the playground's own: event counts, actors, and the fixed method's F1."""
+    predictions = [
+        [{"timestamp": [e["start"], e["end"]], "sentence": e["text"]} for e in results[video]] for video in references
+    ]
+    sets = [
+        {"timestamps": r["timestamps"], "sentences": r["sentences"], "duration": r["duration"]}
+        for r in references.values()
+    ]
+    scores = DenseVideoCaptioningMetric().compute(predictions=predictions, references=sets)
+    pairs = [pair for video, reference in references.items() for pair in match(results[video], reference)]
+    scores["event_count_accuracy"] = float(
+        np.mean([len(results[video]) == len(r["sentences"]) for video, r in references.items()])
+    )
+    scores["actor_accuracy"] = float(np.mean([actor_in(e["text"]) == actor_in(true) for e, true in pairs]))
+    scores["num_matched_sentences"] = len(pairs)
+    # The fixed method's boundaries are N equal spans of the counts at hand, which is what this control is.
+    scores["f1_fixed"] = scores["f1_equal_spans"]
+    return scores
+
+
+def draw(folder: Path, pipe, video: Path, events: list[dict], reference: dict) -> None:
+    """One test video as a picture, a page and subtitles."""
+    inputs = pipe.processor(videos=str(video))
+    duration = inputs.pop("durations")
+    outputs = pipe.model.generate(**inputs, tokenizer=pipe.processor.tokenizer)
+    order = np.argsort((outputs.event_centers - outputs.event_widths / 2).clamp(min=0)[0].numpy(), kind="stable")
+    drawn = pipe.processor.post_process_dense_captioning(outputs, duration)[0]
+    truth = [
+        {"start": start, "end": end, "text": text}
+        for (start, end), text in zip(reference["timestamps"], reference["sentences"], strict=True)
+    ]
+    figure = plot_events(str(video), drawn, outputs.event_masks[0].numpy()[order], truth, title=video.stem)
+    figure.savefig(folder / f"{video.stem}.png", dpi=110)
+    page = format_html(events, os.path.relpath(video, folder), title=video.stem)
+    for suffix, text in (("srt", format_srt(events)), ("vtt", format_vtt(events)), ("html", page)):
+        (folder / f"{video.stem}.{suffix}").write_text(text, encoding="utf-8")
+
+
+def summary(scores: dict[str, dict]) -> str:
+    """One line a localisation, and the rows that look at no video."""
+    lines = [f"{'':<34}{'P':>7}{'R':>7}{'F1':>7}{'lift':>7}{'count':>7}{'actor':>7}"]
+    for name, row in scores.items():
+        values = (row[key] for key in ("precision", "recall", "f1", "lift", "event_count_accuracy", "actor_accuracy"))
+        lines.append(f"{name:<34}" + "".join(f"{100 * value:7.1f}" for value in values))
+    own = next(iter(scores.values()))
+    for name, key in (("fixed masks (equal spans, own counts)", "f1_fixed"), ("equal spans, true counts", "f1_equal")):
+        key = "f1_equal_spans_reference_counts" if key == "f1_equal" else key
+        lines.append(f"{name:<48}{100 * own[key]:7.1f}{0:7.1f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    (args,) = HfArgumentParser(DemoArguments, description=__doc__).parse_args_into_dataclasses()
+    out, seconds = args.output, {}
+    world, clip, decoder, dataset = (out / name for name in ("playground", "clip", "decoder", "dataset"))
+    checkpoint = out / "checkpoint"
+    set_seed(args.seed)
+
+    with step("Rendering the playground (rendered videos, not real ones)", seconds):
+        render_playground(world, args.num_train, args.num_test, seed=args.seed)
+    with step("Training a small CLIP on rendered stills", seconds):
+        train_clip.main(["--pictures", str(world / "pictures"), "--output", str(clip), "--seed", str(args.seed)])
+    with step("Extracting features", seconds):
+        extract_features.main(
+            ["--annotations", str(world / "train.json"), "--videos", str(world / "videos"), "--clip", str(clip)]
+            + ["--output", str(dataset)]
+        )
+    with step("Training SAIL on captions alone", seconds):
+        captions = [
+            text for row in json.loads((world / "train.json").read_text()).values() for text in row["sentences"]
+        ]
+        write_decoder(decoder, captions)
+        train.main(
+            [str(CONFIG), "--clip", str(clip), "--decoder", str(decoder), "--dataset", str(dataset)]
+            + ["--output_dir", str(checkpoint), "--seed", str(args.seed), *args.training.split()]
+        )
+    with step("Captioning videos never seen in training", seconds):
+        references = json.loads((world / "test.json").read_text())
+        pipe = pipeline("dense-video-captioning", model=str(checkpoint))
+        default = pipe.model.generation_config.localization
+        paths = [str(world / "videos" / f"{video}.mp4") for video in references]
+        results = {
+            name: dict(zip(references, pipe(paths, batch_size=8, localization=name), strict=True))
+            for name in ("masks", "alignment")
+        }
+        given = [reference["sentences"] for reference in references.values()]
+        results["true captions, aligned"] = dict(zip(references, pipe(paths, captions=given), strict=True))
+    with step("Scoring and drawing", seconds):
+        scores = {name: score(result, references) for name, result in results.items()}
+        for video in list(references)[: args.num_pictures]:
+            draw(out, pipe, world / "videos" / f"{video}.mp4", results[default][video], references[video])
+        content = {**scores[default], "localization": default, "by_localization": scores, "seconds": seconds}
+        (out / "scores.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    best = scores[default]
+    print(
+        f"\n{format_table(best, name=f'sail, {default}')}\n\n{summary(scores)}\n\n"
+        f"On {len(references)} unseen videos, with {default}: the number of events is right in "
+        f"{best['event_count_accuracy']:.0%}, the actor in {best['actor_accuracy']:.0%} of "
+        f"{best['num_matched_sentences']} sentences matched by tIoU.\n"
+        f"Pictures, pages and subtitles: {out}\nModel: {checkpoint}\nNext:\n"
+        f"  .venv/bin/sail caption {paths[0]} --model {checkpoint}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Train a small CLIP on captioned pictures, from nothing, with open_clip's model, tokenizer and loss.
+
+    python training/train_clip.py --pictures playground/pictures --output clip
+
+`--pictures` is any Hugging Face data set with the columns `image` and `text` and a split `train`; no video and no time
+stamp is read. The folder that is written (`open_clip_config.json`, `open_clip_model.safetensors`) loads by
+`open_clip.create_model("local-dir:FOLDER")` and wherever SAIL takes a CLIP. It holds the preprocessing, too.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser, get_cosine_schedule_with_warmup
+
+_WEIGHTS, _CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+
+
+@dataclass
+class ClipArguments:
+    """A small CLIP and its training. The defaults suit the playground: about a minute on two CPU cores."""
+
+    pictures: str = field(
+        metadata={"help": "Data set with the columns image and text: a folder, or a name on the Hub."}
+    )
+    output: str = field(metadata={"help": "Folder that the CLIP is written to."})
+    image_size: int = field(default=64, metadata={"help": "Side of the square input in pixels."})
+    patch_size: int = field(default=8, metadata={"help": "Side of a patch in pixels."})
+    embed_dim: int = field(default=128, metadata={"help": "D, size of the projections of pictures and texts."})
+    width: int = field(default=128, metadata={"help": "Width of both transformers; heads are 32 wide."})
+    vision_layers: int = field(default=4, metadata={"help": "Layers of the vision transformer."})
+    text_layers: int = field(default=2, metadata={"help": "Layers of the text transformer."})
+    context_length: int = field(default=24, metadata={"help": "Longest text in tokens; longer ones are truncated."})
+    num_epochs: int = field(default=6, metadata={"help": "Passes over the pictures."})
+    batch_size: int = field(default=128, metadata={"help": "Pairs that are contrasted with each other."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak; 10 % linear warm-up, then cosine to 0."})
+    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's."})
+    seed: int = field(default=0, metadata={"help": "Seeds weights and order."})
+
+
+def model_config(args: ClipArguments) -> dict:
+    """open_clip's description of the model (`model_cfg`) and of the preprocessing (`preprocess_cfg`)."""
+    return {
+        "model_cfg": {
+            "embed_dim": args.embed_dim,
+            "vision_cfg": {
+                "image_size": args.image_size,
+                "patch_size": args.patch_size,
+                "width": args.width,
+                "head_width": 32,
+                "layers": args.vision_layers,
+            },
+            "text_cfg": {
+                "context_length": args.context_length,
+                "vocab_size": 49408,
+                "width": args.width,
+                "heads": args.width // 32,
+                "layers": args.text_layers,
+            },
+        },
+        "preprocess_cfg": {
+            "size": args.image_size,
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "interpolation": "bicubic",
+        },
+    }
+
+
+def load_pictures(pictures: str, split: str, image_size: int) -> tuple[torch.Tensor, list[str]]:
+    """Pictures resized to squares, uint8 `(n, 3, image_size, image_size)`, and their texts.
+
+    Raises:
+        ValueError: the data set lacks the split, the columns or any row.
+    """
+    from datasets import load_dataset
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2.functional import pil_to_tensor, resize
+
+    dataset = load_dataset(pictures)
+    if split not in dataset or not {"image", "text"} <= set(dataset[split].column_names) or not len(dataset[split]):
+        found = {name: part.column_names for name, part in dataset.items()}
+        raise ValueError(f"{pictures}: expected rows of `image` and `text` in a split {split!r}, found {found}.")
+    images = []
+    for image in dataset[split]["image"]:
+        pixels = pil_to_tensor(image.convert("RGB"))
+        images.append(resize(pixels, [image_size, image_size], InterpolationMode.BICUBIC, antialias=True))
+    return torch.stack(images), list(dataset[split]["text"])
+
+
+def train_clip(args: ClipArguments) -> None:
+    """Train by open_clip's contrastive loss and write the folder `args.output`."""
+    import open_clip
+    from open_clip.tokenizer import SimpleTokenizer
+
+    torch.manual_seed(args.seed)
+    config = model_config(args)
+    images, texts = load_pictures(args.pictures, "train", args.image_size)
+    tokens = SimpleTokenizer(context_length=args.context_length)(texts)
+    model = open_clip.CLIP(**config["model_cfg"])
+    loss_function = open_clip.ClipLoss()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=args.weight_decay, fused=True
+    )
+    steps_per_epoch = max(1, len(images) // args.batch_size)
+    total = args.num_epochs * steps_per_epoch
+    scheduler = get_cosine_schedule_with_warmup(optimizer, total // 10, total)
+    with tqdm(total=total, desc="Training the CLIP", unit="step") as progress:
+        for _ in range(args.num_epochs):
+            order = torch.randperm(len(images))
+            for rows in order[: steps_per_epoch * args.batch_size].chunk(steps_per_epoch):
+                loss = loss_function(*model(normalize(images[rows]), tokens[rows]))
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+                # As in CLIP: the temperature stays above 1 / 100.
+                model.logit_scale.data.clamp_(max=4.6052)
+                progress.update()
+                progress.set_postfix(loss=f"{loss.item():.3f}")
+    save_clip(model, config, args.output)
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """uint8 -> float in [-1, 1]: the preprocessing that `model_config` states."""
+    return images.float() / 127.5 - 1
+
+
+def save_clip(model: torch.nn.Module, config: dict, folder: str | Path) -> None:
+    """Write an open_clip folder. The configuration comes last: a folder that has it is complete."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{_WEIGHTS}.partial"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, partial)
+    os.replace(partial, folder / _WEIGHTS)
+    partial = folder / f".{_CONFIG}.partial"
+    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / _CONFIG)
+
+
+def main(args: list[str] | None = None) -> None:
+    train_clip(HfArgumentParser(ClipArguments).parse_args_into_dataclasses(args)[0])
+
+
+if __name__ == "__main__":
+    main()
