@@ -57,6 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--localization", choices=("masks", "alignment"), help="how events are localised (default: as the model says)"
     )
     caption.add_argument(
+        "--frames-per-second",
+        type=_positive_float,
+        metavar="N",
+        help="with alignment: frames looked at for finer times (default: those that are captioned)",
+    )
+    caption.add_argument(
         "--chunk-length", type=float, metavar="SECONDS", help="caption longer videos in chunks of this length"
     )
     caption.add_argument(
@@ -135,7 +141,8 @@ def run_caption(args: argparse.Namespace) -> int:
     printed, reasons = {}, {}
     with tqdm(total=len(videos), desc="Captioning", unit="video") as progress:
         for start in range(0, len(videos), args.batch_size):
-            for video, events in caption_each(pipe, videos[start : start + args.batch_size], args.batch_size):
+            batch = videos[start : start + args.batch_size]
+            for video, events in caption_each(pipe, batch, args.batch_size, args.frames_per_second):
                 if isinstance(events, Exception):
                     reasons[video] = reason_of(events)
                 elif video in targets:
@@ -152,16 +159,17 @@ def run_caption(args: argparse.Namespace) -> int:
 
 
 def caption_each(
-    pipe: "DenseVideoCaptioningPipeline", videos: list[str], batch_size: int
+    pipe: "DenseVideoCaptioningPipeline", videos: list[str], batch_size: int, frames_per_second: float | None
 ) -> Iterator[tuple[str, list[dict] | Exception]]:
     """Each video with its events, or with what went wrong; if it is one of a batch, the others are done one by one."""
     try:
-        results = pipe(videos, batch_size=batch_size)
+        results = pipe(videos, batch_size=batch_size, frames_per_second=frames_per_second)
     except Exception as error:  # whatever is wrong with one video, it must not end a run over thousands
         if len(videos) == 1:
             results = [error]
         else:
-            results = [events for video in videos for _, events in caption_each(pipe, [video], batch_size)]
+            alone = (caption_each(pipe, [video], batch_size, frames_per_second) for video in videos)
+            results = [events for pairs in alone for _, events in pairs]
     yield from zip(videos, results, strict=True)
 
 
@@ -184,8 +192,11 @@ def load_pipeline(args: argparse.Namespace) -> "DenseVideoCaptioningPipeline":
     }
     given = {name: value for name, value in options.items() if value is not None}
     pipe = pipeline("dense-video-captioning", model=args.model, device=args.device, **given)
-    if args.localization == "alignment":
+    localization = args.localization or getattr(pipe.model.generation_config, "localization", "masks")
+    if localization == "alignment":
         pipe.model.model.load_text_tower()
+    elif args.frames_per_second:
+        raise ValueError("--frames-per-second needs --localization alignment.")
     return pipe
 
 

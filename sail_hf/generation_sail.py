@@ -1,13 +1,21 @@
 """Generation of SAIL: caption the whole video, localise its events, and caption each of them."""
 
 import copy
+import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import ModelOutput
 
 from .alignment_sail import Alignment, align_ordered
@@ -15,7 +23,12 @@ from .configuration_sail import SailConfig
 from .loss_sail import cosines
 
 # Custom fields of the generation config; a config that was made without them has these.
-LOCALIZATION_DEFAULTS = {"localization": "masks", "alignment_rounds": 1}
+LOCALIZATION_DEFAULTS = {
+    "localization": "masks",
+    "alignment_rounds": 0,
+    "alignment_gap_level": 0.0,
+    "stated_count": False,
+}
 
 
 @dataclass
@@ -41,6 +54,31 @@ class SailGenerateOutput(ModelOutput):
     event_masks: Tensor | None = None
 
 
+class StatedCountLogitsProcessor(LogitsProcessor):
+    """Keeps a whole-video caption to the number of sentences that it states at its start, `N events: `.
+
+    Before N sentences, or with an empty one, it cannot end; after them no further one begins. Used where the generation config has
+    `stated_count`: the number is often right where a weak decoder loses count of its sentences.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, separator: int, end: list[int]):
+        self.tokenizer, self.separator, self.end = tokenizer, separator, end
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        for row, ids in enumerate(input_ids.tolist()):
+            if self.separator not in ids:
+                continue
+            stated = re.match(r"\s*(\d+)", self.tokenizer.decode(ids[: ids.index(self.separator)]))
+            if stated:
+                # The first separator ends the count, the k-th is followed by sentence k.
+                begun, wanted = ids.count(self.separator), int(stated.group(1))
+                if begun < wanted or ids[-1] == self.separator:
+                    scores[row, self.end] = -torch.inf
+                if begun >= wanted:
+                    scores[row, self.separator] = -torch.inf
+        return scores
+
+
 class SailGenerationMixin(GenerationMixin):
     """How [`SailForDenseVideoCaptioning`] generates: whole-video caption, localisation, a sentence for each event."""
 
@@ -60,15 +98,16 @@ class SailGenerationMixin(GenerationMixin):
         The generation config's `localization` says how events are localised:
 
         * `"masks"`: by the mask generator. With `num_events`, no whole-video caption is made.
-        * `"alignment"`: by aligning the sentences of the whole-video caption to the frames ([`align_ordered`]), and
-          the sentences of the events again, `alignment_rounds` times in all. Needs `tokenizer` and CLIP's text tower.
-          There are at most as many events as frames. With `num_events`, the first that many sentences count; a video
-          whose caption has fewer, or none at all, falls back on the mask generator.
+        * `"alignment"`: by aligning the sentences of the whole-video caption to the frames ([`align_ordered`], with
+          `alignment_gap_level`). Then, `alignment_rounds` times (default 0), each event is captioned again from the
+          mask of its segment and the new sentences are aligned. Needs `tokenizer` and CLIP's text tower. There are at
+          most as many events as frames. With `num_events`, the first that many sentences count; a video whose
+          caption has fewer, or none at all, falls back on the mask generator.
 
         Args:
             video_features, pixel_values_videos, video_attention_mask: as in `forward`.
             num_events: `(B,)`, number of events of each video.
-            tokenizer: the decoder's, to read sentences; used for `"alignment"` alone.
+            tokenizer: the decoder's, to read sentences; used for `"alignment"` and `stated_count` alone.
             generation_config: defaults to the model's own. Lengths of the whole-video caption are its
                 `full_min_new_tokens` and `full_max_new_tokens`.
             kwargs: fields that replace the generation config's (`num_beams=1`, `localization="alignment"`, ...).
@@ -82,7 +121,7 @@ class SailGenerationMixin(GenerationMixin):
             return self._generate_aligned(features, frame_mask, num_events, tokenizer, config)
         full_sequences = None
         if num_events is None:
-            full_sequences = self.describe(features, frame_mask, config)
+            full_sequences = self.describe(features, frame_mask, tokenizer, config)
             sentences = [len(self.split_sentences(row)) for row in full_sequences.tolist()]
             num_events = torch.tensor(sentences, device=features.device).clamp(1, self.config.num_queries)
         centers, widths, masks = self.model.localize(features, frame_mask, num_events)
@@ -99,56 +138,88 @@ class SailGenerationMixin(GenerationMixin):
     ) -> SailGenerateOutput:
         if tokenizer is None:
             raise ValueError("localization='alignment' reads the sentences: pass `tokenizer=processor.tokenizer`.")
-        full_sequences = self.describe(features, frame_mask, config)
+        full_sequences = self.describe(features, frame_mask, tokenizer, config)
         most = frame_mask.sum(1) if num_events is None else torch.minimum(num_events, frame_mask.sum(1))
-        texts = []
-        for row, limit in zip(full_sequences.tolist(), most.tolist(), strict=True):
-            sentences = self.split_sentences(row)[:limit]
-            texts.append(tokenizer.batch_decode(sentences, skip_special_tokens=True) if sentences else [])
-        found = torch.tensor([len(of_video) for of_video in texts], device=features.device)
+        sentences, scores = self._cut_sentences(features, frame_mask, full_sequences, most.tolist())
+        found = torch.tensor([len(of_video) for of_video in sentences], device=features.device)
         num_events = found.clamp(min=1) if num_events is None else num_events
+        aligned = found == num_events
 
         centers, widths = features.new_zeros(2, len(features), int(num_events.max()))
-        aligned = found == num_events
         if not aligned.all():
-            short = self.model.localize(features[~aligned], frame_mask[~aligned], num_events[~aligned])
-            centers[~aligned, : short[0].shape[1]], widths[~aligned, : short[0].shape[1]] = short[:2]
-        for _ in range(config.alignment_rounds):
+            located = self.model.localize(features[~aligned], frame_mask[~aligned], num_events[~aligned])
+            count = located[0].shape[1]
+            centers[~aligned, :count], widths[~aligned, :count] = located[:2]
+        for index in range(config.alignment_rounds + 1):
             if aligned.any():
-                rows = aligned.nonzero().flatten().tolist()
-                segments = self._align([texts[row] for row in rows], features[aligned], frame_mask[aligned])
-                count = segments.segments.shape[1]
-                centers[aligned, :count], widths[aligned, :count] = (
-                    segments.centers.to(centers),
-                    segments.widths.to(widths),
-                )
+                texts = [tokenizer.batch_decode(sentences[i], skip_special_tokens=True) for i in _indices(aligned)]
+                segments = self._align(texts, features[aligned], frame_mask[aligned], config.alignment_gap_level)
+                count = segments.centers.shape[1]
+                centers[aligned, :count] = segments.centers.to(centers)
+                widths[aligned, :count] = segments.widths.to(widths)
             masks = self.model.make_masks(centers, widths, frame_mask)
-            sequences, scores = self.caption_events(features, frame_mask, masks, num_events, config)
-            sentences = iter(tokenizer.batch_decode(sequences, skip_special_tokens=True))
-            texts = [[next(sentences) for _ in range(count)] for count in num_events.tolist()]
-        return SailGenerateOutput(sequences, scores, num_events, full_sequences, centers, widths, masks)
+            # Videos that were not aligned are captioned once, from the mask generator's masks.
+            again = (aligned & (index < config.alignment_rounds)) | (~aligned & (index == 0))
+            if again.any():
+                counts = num_events[again]
+                rows = self.caption_events(features[again], frame_mask[again], masks[again], counts, config)
+                by_video = [values.split(counts.tolist()) for values in rows]
+                for i, ids, score in zip(_indices(again), *by_video, strict=True):
+                    sentences[i], scores[i] = list(ids), score
+        ids = [sentence for of_video in sentences for sentence in of_video]
+        sequences = pad_sequence(ids, batch_first=True, padding_value=config.pad_token_id)
+        return SailGenerateOutput(sequences, torch.cat(scores), num_events, full_sequences, centers, widths, masks)
 
-    def _align(self, texts: list[list[str]], features: Tensor, frame_mask: Tensor) -> Alignment:
+    def _cut_sentences(
+        self, features: Tensor, frame_mask: Tensor, full_sequences: Tensor, most: list[int]
+    ) -> tuple[list[list[Tensor]], list[Tensor]]:
+        """The first `most` sentences of each whole-video caption: their token ids, and their scores as of events."""
+        prompt = torch.tensor([self.config.full_prompt_ids] * len(features), device=features.device)
+        labels = torch.cat([prompt, full_sequences], 1)
+        logits = self.caption_logits(features, frame_mask, labels)[:, prompt.shape[1] - 1 : -1]
+        log_probs = logits.float().log_softmax(-1).gather(-1, full_sequences[..., None])[..., 0]
+        sentences, scores = [], []
+        for ids, values, limit in zip(full_sequences, log_probs, most, strict=True):
+            spans = self._sentence_spans(ids.tolist())[:limit]
+            sentences.append([ids[start:end] for start, end in spans])
+            scores.append(torch.tensor([values[start:end].mean().exp() for start, end in spans], device=ids.device))
+        return sentences, scores
+
+    def _align(self, texts: list[list[str]], features: Tensor, frame_mask: Tensor, gap_level: float) -> Alignment:
         """Segments of each video's sentences."""
         counts = [len(of_video) for of_video in texts]
         caption_features = self.model.get_clip().encode_texts([text for of_video in texts for text in of_video])
-        caption_features = pad_sequence(caption_features.split(counts), batch_first=True)
+        caption_features = pad_sequence(caption_features.split(counts), batch_first=True).to(features.device)
         caption_mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-        return align_ordered(cosines(caption_features.to(features.device), features), frame_mask, caption_mask)
+        return align_ordered(cosines(caption_features, features), frame_mask, caption_mask, gap_level)
 
     @torch.no_grad()
     def describe(
         self,
         video_features: Tensor,
         frame_mask: Tensor,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         generation_config: GenerationConfig | None = None,
         **kwargs,
     ) -> Tensor:
-        """Token ids `(B, length)` of `N events: ` and all sentences of each video, after the prompt `<FULL>`."""
+        """Token ids `(B, length)` of `N events: ` and all sentences of each video, after the prompt `<FULL>`.
+
+        With `stated_count` in the generation config, there are as many sentences as the caption says at its start
+        ([`StatedCountLogitsProcessor`]); needs `tokenizer`, and a separator of one token.
+        """
         config = self._generation_config(generation_config, kwargs)
         config.min_new_tokens = getattr(config, "full_min_new_tokens", config.min_new_tokens)
         config.max_new_tokens = getattr(config, "full_max_new_tokens", config.max_new_tokens)
-        return self._decode(video_features, frame_mask, self.config.full_prompt_ids, config).sequences
+        processors = []
+        if config.stated_count:
+            if tokenizer is None or len(self.config.separator_ids) != 1:
+                raise ValueError(
+                    "`stated_count` reads the number at the start of a caption: pass `tokenizer=processor.tokenizer`, one "
+                    f"with a single token for a space; found separator_ids {list(self.config.separator_ids)}."
+                )
+            end = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+            processors = [StatedCountLogitsProcessor(tokenizer, self.config.separator_ids[0], end)]
+        return self._decode(video_features, frame_mask, self.config.full_prompt_ids, config, processors).sequences
 
     @torch.no_grad()
     def caption_events(
@@ -187,35 +258,54 @@ class SailGenerationMixin(GenerationMixin):
             raise ValueError(f"Unknown generation arguments: {', '.join(unknown)}.")
         if config.localization not in ("masks", "alignment"):
             raise ValueError(f"`localization` must be 'masks' or 'alignment', found {config.localization!r}.")
-        if config.alignment_rounds < 1:
-            raise ValueError(f"`alignment_rounds` must be at least 1, found {config.alignment_rounds}.")
+        if config.alignment_rounds < 0:
+            raise ValueError(f"`alignment_rounds` must not be negative, found {config.alignment_rounds}.")
         return config
 
-    def _decode(self, video_features: Tensor, frame_mask: Tensor, prompt: list[int], config: GenerationConfig):
+    def _decode(
+        self,
+        video_features: Tensor,
+        frame_mask: Tensor,
+        prompt: list[int],
+        config: GenerationConfig,
+        processors: Sequence[LogitsProcessor] = (),
+    ):
         ids = torch.tensor([list(prompt)] * len(video_features), device=video_features.device)
         embeds, attention_mask = self._decoder_inputs(video_features, frame_mask, ids)
         with warnings.catch_warnings():
             # Repeats are looked for in the new tokens alone, as they should be: frames have no token ids.
             warnings.filterwarnings("ignore", message="Passing `no_repeat_ngram_size` with `inputs_embeds`")
-            out = self.decoder.generate(inputs_embeds=embeds, attention_mask=attention_mask, generation_config=config)
+            out = self.decoder.generate(
+                inputs_embeds=embeds,
+                attention_mask=attention_mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList(processors),
+            )
         return out if config.return_dict_in_generate else SailGenerateOutput(sequences=out)
 
     def split_sentences(self, ids: list[int]) -> list[list[int]]:
         """Token ids of each sentence in a whole-video caption `N events: sentence sentence ...<end>`."""
+        return [ids[start:end] for start, end in self._sentence_spans(ids)]
+
+    def _sentence_spans(self, ids: list[int]) -> list[tuple[int, int]]:
+        """Where each sentence of a whole-video caption begins and ends."""
         end = self.generation_config.eos_token_id
         stops = {end} if isinstance(end, int) else set(end or [])
         stops.add(self.generation_config.pad_token_id)
         separator = list(self.config.separator_ids)
-        sentences: list[list[int]] = [[]]
-        for token in ids:
-            if token in stops:
+        spans, start, stop = [], 0, 0
+        for stop, token in enumerate([*ids, None]):
+            if token is None or token in stops:
                 break
-            sentences[-1].append(token)
-            if sentences[-1][-len(separator) :] == separator:
-                sentences[-1] = sentences[-1][: -len(separator)]
-                sentences.append([])
+            if ids[start : stop + 1][-len(separator) :] == separator:
+                spans.append((start, stop + 1 - len(separator)))
+                start = stop + 1
         # What stands before the first separator is the count itself, "N events:".
-        return [sentence for sentence in sentences[1:] if sentence]
+        return [span for span in [*spans, (start, stop)][1:] if span[0] < span[1]]
+
+
+def _indices(mask: Tensor) -> list[int]:
+    return mask.nonzero().flatten().tolist()
 
 
 def default_generation_config(config: SailConfig) -> GenerationConfig:

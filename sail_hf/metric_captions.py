@@ -198,9 +198,8 @@ def cider_d(pairs: Sequence[tuple[list[Counter], list[Counter]]]) -> float:
             if own_norm and other_norm:
                 product = sum(min(own[gram], other[gram]) * other[gram] for gram in own.keys() & other.keys())
                 cosines += product / (own_norm * other_norm)
-        # The reference program takes the number of bigrams for the length.
-        difference = hypothesis[1].total() - reference[1].total()
-        total += cosines / 4 * math.exp(-(difference**2) / (2 * 6.0**2))
+        longer_by = hypothesis[0].total() - reference[0].total()
+        total += cosines / 4 * math.exp(-(longer_by**2) / (2 * 6.0**2))
     return 10 * total / len(pairs)
 
 

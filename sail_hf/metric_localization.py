@@ -49,7 +49,7 @@ def interval_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     intersection = np.maximum(np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0]), 0)
     hull = np.maximum(a[..., 1], b[..., 1]) - np.minimum(a[..., 0], b[..., 0])
     lengths = (a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0])
-    return intersection / (np.maximum(np.minimum(hull, lengths), 0) + 1e-8)
+    return intersection / (np.minimum(hull, lengths) + 1e-8)
 
 
 def pair_up(left_counts: np.ndarray, right_counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -285,7 +285,9 @@ class SailModel(SailPreTrainedModel):
         if self.text_tower is not None:
             return
         if vision_config is None:
-            raise ValueError("This model was saved without CLIP (config.vision_config is None), hence has no text tower.")
+            raise ValueError(
+                "This model was saved without CLIP (config.vision_config is None), hence has no text tower."
+            )
         try:
             clip = load_clip(vision_config.clip).model
         except (ValueError, OSError) as error:

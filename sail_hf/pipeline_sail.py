@@ -1,7 +1,7 @@
 """The pipeline `dense-video-captioning`: a video in, its events with start, end and sentence out."""
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import islice, tee
 from types import GeneratorType
 from typing import Any
 
@@ -18,6 +18,8 @@ from .video_processing_sail import SailVideoProcessor, open_video, uniform_times
 ALIGNMENTS = {"ordered": align_ordered, "overlapping": align_overlapping, "unordered": align_unordered}
 # Frames that are read and encoded at a time when captions are given: bounds the memory, whatever the video's length.
 _FRAMES_AT_ONCE = 64
+# Inputs that stand for several videos.
+_SEVERAL = (list, Dataset, GeneratorType)
 
 
 class DenseVideoCaptioningPipeline(ChunkPipeline):
@@ -29,7 +31,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
     pipe(["a.mp4", "b.mkv"], batch_size=4)
     pipe(array, fps=25)
     pipe("long.mp4", chunk_length_s=120, stride_length_s=10)
-    pipe("video.mp4", captions=["A man ...", "He ..."])  # these captions, with times
+    pipe("video.mp4", captions=["A man ...", "He ..."])  # these captions, with their times
     ```
 
     Parameters of the call, or of `pipeline(...)` for all calls:
@@ -45,9 +47,13 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             Defaults to the generation config's.
         generate_kwargs (`dict`): generation arguments that replace the checkpoint's (`{"num_beams": 1}`).
 
-    Parameters of the call, for captions that are there already (see [`align_captions`]):
-        captions: the captions of the video, or a list of them for each of several videos.
-        frames_per_second, alignment, gap_level: as in [`align_captions`].
+    Parameters of the call alone:
+        captions (*optional*): sentences that are there already, to be given times: a list for the video, or one for
+            each of several videos. Nothing is generated then; see [`align_captions`] for `frames_per_second`
+            (default 2), `alignment` and `gap_level`, which go with it.
+        frames_per_second (`float`, *optional*): without `captions`, and where `localization` is `"alignment"`: the
+            video is read again with that many frames a second, for finer times than the frames that are captioned
+            allow.
 
     Returns for each video a list of `{"start": s, "end": s, "text": str, "score": float}` in seconds, sorted by start;
     the score is the geometric mean of the probabilities of the sentence's tokens, or with `captions` how much better
@@ -64,25 +70,65 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
     _load_feature_extractor = False
     _load_video_processor = False
 
-    def __call__(self, videos: Any, captions: Iterable | None = None, **kwargs):
+    def __call__(
+        self, videos: Any, captions: Iterable | None = None, frames_per_second: float | None = None, **kwargs
+    ):
         # A list of PIL images with `fps` is one video, where a list of anything else is several.
         if isinstance(videos, list) and videos and hasattr(videos[0], "convert"):
             captions = None if captions is None else [captions]
-            return self.__call__([videos], captions, **kwargs)[0]
-        if captions is None:
-            return super().__call__(videos, **kwargs)
-        if not isinstance(videos, (list, Dataset, GeneratorType)):
+            return self.__call__([videos], captions, frames_per_second, **kwargs)[0]
+        if captions is not None:
+            rate = {} if frames_per_second is None else {"frames_per_second": frames_per_second}
+            return self._align_given(videos, captions, **rate, **kwargs)
+        if frames_per_second is not None:
+            return self._align_generated(videos, frames_per_second, **kwargs)
+        return super().__call__(videos, **kwargs)
+
+    def _align_given(self, videos: Any, captions: Iterable, batch_size=None, num_workers=None, **kwargs):
+        # Frames of one video fill batches by themselves, so `batch_size` says nothing here.
+        kwargs = {"fps": self._preprocess_params.get("fps"), **kwargs}
+        if not isinstance(videos, _SEVERAL):
             return self._align(videos, captions, **kwargs)
         if isinstance(videos, list) and len(videos) != len(captions := list(captions)):
             raise ValueError(f"Expected a list of captions for each of {len(videos)} videos, found {len(captions)}.")
         events = (self._align(*pair, **kwargs) for pair in zip(videos, captions, strict=True))
         return list(events) if isinstance(videos, list) else events
 
-    def _align(self, video: Any, captions: Sequence[str], batch_size=None, num_workers=None, **kwargs):
-        # Frames of one video fill batches by themselves, so `batch_size` says nothing here.
+    def _align_generated(self, videos: Any, frames_per_second: float, **kwargs):
+        parameters = {name: value for name, value in kwargs.items() if name not in ("batch_size", "num_workers")}
+        forward = {**self._forward_params, **self._sanitize_parameters(**parameters)[1]}
+        config = self._effective_generation_config(forward.get("localization"), forward.get("generate_kwargs"))
+        if config.localization != "alignment":
+            raise ValueError("`frames_per_second` needs `captions`, or localization='alignment'.")
+        fps = kwargs.get("fps", self._preprocess_params.get("fps"))
+        options = {"fps": fps, "gap_level": config.alignment_gap_level}
+
+        def refine(video: Any, events: list[dict]) -> list[dict]:
+            texts = [event["text"] for event in events]
+            if not texts or not all(texts):
+                return events
+            aligned = self._align(video, texts, frames_per_second=frames_per_second, **options)
+            return [{**event, "start": a["start"], "end": a["end"]} for event, a in zip(events, aligned, strict=True)]
+
+        if not isinstance(videos, _SEVERAL):
+            return refine(videos, super().__call__(videos, **kwargs))
+        again = videos
+        if isinstance(videos, GeneratorType):
+            first, again = tee(videos)
+            videos = (video for video in first)
+        events = map(refine, again, super().__call__(videos, **kwargs))
+        return list(events) if isinstance(videos, list) else events
+
+    def _align(self, video: Any, captions: Sequence[str], **kwargs) -> list[dict[str, Any]]:
         self.model.model.load_text_tower()
         events = align_captions(self.model.model.get_clip(), video, captions, **kwargs)
         return sorted(events, key=lambda event: (event["start"], event["end"]))
+
+    def _effective_generation_config(self, localization: str | None, generate_kwargs: dict | None):
+        options = dict(generate_kwargs or {})
+        if localization is not None:
+            options["localization"] = localization
+        return self.model._generation_config(None, options)
 
     def _sanitize_parameters(
         self,
@@ -144,11 +190,14 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
     ):
         pixels = inputs["pixel_values_videos"]
         counts = None if num_events is None else torch.full((len(pixels),), num_events, device=pixels.device)
-        options = {**(generate_kwargs or {}), **({} if localization is None else {"localization": localization})}
-        if options.get("localization", getattr(self.model.generation_config, "localization", None)) == "alignment":
+        config = self._effective_generation_config(localization, generate_kwargs)
+        if config.localization == "alignment":
             self.model.model.load_text_tower()
         outputs = self.model.generate(
-            pixel_values_videos=pixels, num_events=counts, tokenizer=self.processor.tokenizer, **options
+            pixel_values_videos=pixels,
+            num_events=counts,
+            tokenizer=self.processor.tokenizer,
+            generation_config=config,
         )
         events = self.processor.post_process_dense_captioning(outputs, inputs["duration"], inputs["start"])
         return {"is_last": inputs["is_last"], "core": inputs["core"], "events": events}

@@ -83,11 +83,13 @@ def make_colour_model(
     model.model.vision_tower.load_state_dict(clip.model.visual.state_dict())
     if text_tower:
         model.model.text_tower.load_state_dict(clip.model.text.state_dict())
-    labels = torch.tensor([processor.caption_labels(captions)["full_labels"]])
-    features = torch.randn(1, model.config.num_frames, model.config.feature_size)
+    # It says so whatever the frames, and however many there are.
+    labels = torch.tensor([processor.caption_labels(captions)["full_labels"]] * 4)
+    frame_mask = (torch.arange(model.config.num_frames) < torch.tensor([8, 6, 4, 2])[:, None]).long()
     optimizer = torch.optim.Adam(model.decoder.parameters(), lr=2e-2)
     for _ in range(80):
-        model(video_features=features, full_labels=labels).loss.backward()
+        features = torch.randn(4, model.config.num_frames, model.config.feature_size)
+        model(video_features=features, video_attention_mask=frame_mask, full_labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     model.generation_config.update(num_beams=1, max_new_tokens=6, full_max_new_tokens=60)

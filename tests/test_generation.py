@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from tiny import make_clip, make_model, make_processor, make_rows
+from tiny import make_clip, make_model, make_processor, make_rows, make_tokenizer
 from torch import tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from sail_hf import SailDataCollator, SailForDenseVideoCaptioning
+from sail_hf.generation_sail import StatedCountLogitsProcessor
 
 # Deterministic and short, for runs that are compared.
 GREEDY = {"num_beams": 1, "max_new_tokens": 6, "full_max_new_tokens": 12}
@@ -214,3 +215,27 @@ def test_any_causal_language_model_can_be_the_decoder(name, processor, clip, bat
     model.save_pretrained(tmp_path)
     loaded = SailForDenseVideoCaptioning.from_pretrained(tmp_path)
     assert torch.equal(loaded(**batch).loss, output.loss)
+
+
+def test_stated_count_rules_the_number_of_sentences():
+    """The count at the start decides: no end before that many sentences, no separator after them."""
+    tokenizer = make_tokenizer()
+    ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    (space,), end = ids(" "), tokenizer.eos_token_id
+    processor = StatedCountLogitsProcessor(tokenizer, space, [end])
+    one_begun = ids("2 events: ") + ids("A dog runs.")
+    both_begun = one_begun + [space] + ids("He puts it down.")
+    for history, forbidden, allowed in [(one_begun, end, space), (both_begun, space, end)]:
+        scores = processor(torch.tensor([history]), torch.zeros(1, len(tokenizer)))
+        assert scores[0, forbidden] == -torch.inf
+        assert scores[0, allowed] == 0
+    empty_last = processor(torch.tensor([one_begun + [space]]), torch.zeros(1, len(tokenizer)))
+    assert torch.isinf(empty_last[0, [space, end]]).all()
+    nothing_stated = torch.tensor([ids("2 events")])
+    assert torch.equal(processor(nothing_stated, torch.zeros(1, 4)), torch.zeros(1, 4))
+
+
+def test_stated_count_needs_a_tokenizer(processor):
+    model = make_model(processor)
+    with pytest.raises(ValueError, match="pass `tokenizer=processor.tokenizer`"):
+        model.generate(video_features=torch.randn(1, 8, 24), stated_count=True)

@@ -266,7 +266,7 @@ def test_controls_need_durations_and_say_so(compute, caplog):
 
 
 words = st.lists(st.sampled_from("a man runs the dog jumps over".split()), min_size=1, max_size=9).map(" ".join)
-sentence_pairs = st.lists(st.tuples(words, words), min_size=1, max_size=5)
+sentence_pairs = st.lists(st.tuples(words | st.just(""), words), min_size=1, max_size=5)
 
 
 def as_coco(pairs):

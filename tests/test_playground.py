@@ -22,7 +22,7 @@ from playground import (
     write_video,
 )
 from playground_drawing import SIZE, draw_background
-from train_clip import ClipArguments, load_pictures, train_clip
+from train_clip import ClipArguments, load_pictures, retrieval_accuracy, train_clip
 
 from sail_hf.clip_sail import load_clip
 from sail_hf.video_processing_sail import SailVideoProcessor, open_video
@@ -57,8 +57,8 @@ def test_scripts_follow_the_stated_distribution(scripts):
         edges = [0, *(edge for event in script.events for edge in (event.start, event.end)), script.num_frames]
         gaps = np.diff(edges)[::2] / FPS
         assert gaps.min() >= 1.25 and gaps.max() <= 4
-        pairs = [(event.actor, event.action) for event in script.events]
-        assert len(set(pairs)) == len(pairs)
+        for chosen in ([event.actor for event in script.events], [event.action for event in script.events]):
+            assert len(set(chosen)) == len(chosen)
     for options, chosen in (
         (ACTORS, [event.actor for script in scripts for event in script.events]),
         (ACTIONS, [event.action for script in scripts for event in script.events]),
@@ -254,6 +254,13 @@ def test_clip_learns_and_loads(world, tiny_clip):
     assert pictures.shape == texts.shape == (40, 24)
     best = (pictures @ texts.T).argmax(-1)
     assert np.mean([stills[i][1] == stills[best[i]][1] for i in range(40)]) > 0.7  # by chance: about 0.03
+
+
+def test_retrieval_accuracy_compares_within_groups(world, tiny_clip):
+    by_heart = retrieval_accuracy(str(tiny_clip), str(world / "pictures"), split="train")
+    assert 0.8 < by_heart <= 1  # by chance: 0.25
+    # A picture alone has no other text to be closer to.
+    assert retrieval_accuracy(str(tiny_clip), str(world / "pictures"), group_size=1) == 1
 
 
 def test_clip_loads_in_open_clip(tiny_clip):

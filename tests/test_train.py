@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import train
@@ -313,3 +314,17 @@ def test_two_processes_give_the_single_process_run(place, run):
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("Saved") == 1
     assert_same_run(output, run)
+
+
+def test_time_warp_keeps_frames_in_order_and_leaves_the_rest_alone():
+    row = {"captions": ["A.", "B."], "video_features": np.arange(20, dtype=np.float32)[:, None]}
+    warped = train.TimeWarped([row], strength=0.7)
+    torch.manual_seed(0)
+    draws = [warped[0] for _ in range(20)]
+    for draw in draws:
+        frames = draw["video_features"][:, 0]
+        assert len(frames) == 20 and frames[0] == 0 and frames[-1] == 19
+        assert (np.diff(frames) >= 0).all()
+        assert draw["captions"] == row["captions"]
+    assert len({tuple(draw["video_features"][:, 0]) for draw in draws}) > 10
+    assert (train.TimeWarped([row], strength=0.0)[0]["video_features"] == row["video_features"]).all()

@@ -8,9 +8,9 @@ Everything here is drawn by this program; nothing is real footage. What it write
     playground.json             the settings; a folder is continued only under the same ones
 
 **World.** A video has one scene. Each event is one of 8 actors doing one of 8 actions, each with a pose or a prop of
-its own, so that a single frame tells it. Between events the scene is empty, or a *minor happening* (a bird, falling
-darkness ...) goes by. Minor happenings are never captioned, so what is an event can be learned. `transitions[i]`
-says what lies between events i and i + 1: the happening, or that nothing happens.
+its own, so that a single frame tells it; no actor and no action comes twice in a video. Between events the scene is
+empty, or a *minor happening* (a bird, falling darkness ...) goes by. Minor happenings are never captioned, so what is an
+event can be learned. `transitions[i]` says what lies between events i and i + 1: the happening, or that nothing happens.
 
 **Sampling** (all draws independent; seconds are rounded to whole frames):
 
@@ -45,7 +45,7 @@ from tqdm.auto import tqdm
 
 FPS = 8
 # Raised whenever the same seed would give other files than before.
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 # Streams of random numbers that share nothing: np.random.default_rng([seed, stream, index]).
 _STREAMS = {"train": 0, "test": 1, "pictures-train": 2, "pictures-test": 3}
 

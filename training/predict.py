@@ -48,7 +48,8 @@ def predict_dataset(
     with tqdm(total=len(data), desc="Captioning", unit="video") as progress:
         for batch in DataLoader(columns, batch_size=batch_size, collate_fn=collate):
             ids, durations = batch.pop("ids"), batch.pop("durations")
-            outputs = model.generate(**{name: value.to(model.device) for name, value in batch.items()})
+            inputs = {name: value.to(model.device) for name, value in batch.items()}
+            outputs = model.generate(**inputs, tokenizer=processor.tokenizer)
             results.update(zip(ids, processor.post_process_dense_captioning(outputs, durations), strict=True))
             progress.update(len(ids))
     return results

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import datasets
 import extract_features
+import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -88,6 +89,9 @@ class DataArguments:
         default=None, metadata={"help": "With videos: their captions in order (JSON, JSONL or CSV; build_dataset.py)."}
     )
     split: str = field(default="train", metadata={"help": "Split to train on."})
+    time_warp: float = field(
+        default=0.0, metadata={"help": "Augmentation for little data: strength of random changes of speed, in [0, 1)."}
+    )
     validation_split: str | None = field(default=None, metadata={"help": "Split whose loss is computed, if any."})
     resume: bool = field(
         default=True, metadata={"help": "Go on from the last checkpoint in output_dir, if there is one."}
@@ -142,6 +146,27 @@ def extract_features_of(data_args: DataArguments, config: SailConfig, output_dir
         + ["--num_frames", str(config.num_frames), "--split", data_args.split, "--output", folder]
     )
     return folder
+
+
+class TimeWarped(torch.utils.data.Dataset):
+    """Rows whose frames are picked as if the video ran now slower, now faster; captions in order stay valid.
+
+    The speed changes linearly between `num_knots` random values in [1 - strength, 1 + strength].
+    """
+
+    def __init__(self, data: datasets.Dataset, strength: float, num_knots: int = 6):
+        self.data, self.strength, self.num_knots = data, strength, num_knots
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.data[index]
+        num_frames = len(row["video_features"])
+        knots = 1 + self.strength * (2 * torch.rand(1, 1, self.num_knots) - 1)
+        time = torch.nn.functional.interpolate(knots, num_frames, mode="linear", align_corners=True)[0, 0].cumsum(0)
+        place = (time - time[0]) / (time[-1] - time[0]) * (num_frames - 1)
+        return {**row, "video_features": row["video_features"][place.round().long().numpy()]}
 
 
 def check_losses(config, columns: list[str]) -> None:
@@ -213,7 +238,7 @@ def main(argv: list[str] | None = None) -> SailTrainer:
     trainer = SailTrainer(
         model=model,
         args=training_args,
-        train_dataset=train_set,
+        train_dataset=TimeWarped(train_set, data_args.time_warp) if data_args.time_warp else train_set,
         eval_dataset=load_split(data_args.dataset, data_args.validation_split) if data_args.validation_split else None,
         data_collator=SailDataCollator(processor, model.config.num_queries, max_length),
         processing_class=processor,

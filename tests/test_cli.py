@@ -1,0 +1,353 @@
+"""The command `sail` on small real files, in a world of plain colours."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from colours import BLUE, GREEN, RED, SENTENCES, make_colour_clip, make_colour_model, write_video
+from tiny import make_processor, make_tokenizer
+from transformers import GPT2Config, pipeline
+
+from sail_hf.cli import main
+
+ROOT = Path(__file__).parents[1]
+CAPTIONS = [RED, GREEN, BLUE]
+SCENES = (("red", 1.5), ("green", 3.0), ("blue", 1.5))
+SPANS = [(0, 1.5), (1.5, 4.5), (4.5, 6)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """`model`, its `clip`, `videos` (two good ones and a damaged one) and `captions.txt`."""
+    home = tmp_path_factory.mktemp("home")
+    clip = make_colour_clip(home / "clip")
+    processor = make_processor()
+    processor.tokenizer = make_tokenizer(list(SENTENCES.values()))
+    make_colour_model(clip, processor, CAPTIONS).save_pretrained(home / "model")
+    processor.save_pretrained(home / "model")
+    (home / "videos").mkdir()
+    write_video(home / "videos" / "one.mp4", *SCENES)
+    write_video(home / "videos" / "-two.mkv", ("red", 2), ("green", 1), ("blue", 1))
+    (home / "videos" / "damaged.mp4").write_bytes(b"this is no video")
+    (home / "captions.txt").write_text("\n".join([RED, "", GREEN, f"  {BLUE} "]) + "\n")
+    return home
+
+
+@pytest.fixture
+def here(home, monkeypatch) -> Path:
+    """The working directory of these tests."""
+    monkeypatch.chdir(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def expected(home) -> list[dict]:
+    return pipeline("dense-video-captioning", model=str(home / "model"))(str(home / "videos" / "one.mp4"))
+
+
+def times(events):
+    return [(event["start"], event["end"]) for event in events]
+
+
+def errors(capsys) -> str:
+    return capsys.readouterr().err
+
+
+# --- sail caption -------------------------------------------------------------------------------------------------
+
+
+def test_one_file_for_each_video(here, expected, capsys, tmp_path):
+    """The damaged and the missing one are named at the end, the others are done, whatever batch they are in."""
+    videos = ["videos/damaged.mp4", "videos/one.mp4", "videos/nowhere.mp4", "videos/-two.mkv"]
+    assert main(["caption", *videos, "--model", "model", "--output", str(tmp_path / "out"), "--batch-size", "3"]) == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["-two.json", "one.json"]
+    events = json.loads((tmp_path / "out" / "one.json").read_text())
+    assert [event["text"] for event in events] == [event["text"] for event in expected]
+    np.testing.assert_allclose(times(events), times(expected), atol=1e-5)
+    message = errors(capsys)
+    assert "2 of 4 videos failed" in message and "4/4" in message
+    assert message.count("videos/damaged.mp4") == 1 and message.count("videos/nowhere.mp4") == 1
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("ending", ["srt", "vtt", "html"])
+def test_subtitles_and_pages(here, tmp_path, ending):
+    command = ["caption", "videos/one.mp4", "--model", "model", "--format", ending, "--localization", "alignment"]
+    assert main([*command, "--output", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    text = path.read_text()
+    assert path.name == f"one.{ending}"
+    if ending == "html":
+        # The page finds the video from where it lies.
+        source = text.split('<video src="')[1].split('"')[0]
+        assert (tmp_path / source).resolve() == here / "videos" / "one.mp4"
+    else:
+        assert text.count("-->") == 3 and text.startswith({"srt": "1\n00:00:00,000 --> ", "vtt": "WEBVTT\n"}[ending])
+
+
+def test_standard_output(here, expected, capsys):
+    assert main(["caption", "videos/one.mp4", "--model", "model"]) == 0
+    assert json.loads(capsys.readouterr().out) == expected
+    # Several videos: by name.
+    assert main(["caption", "videos/one.mp4", "videos/damaged.mp4", "--model", "model"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"videos/one.mp4": expected}
+    assert main(["caption", "videos/one.mp4", "videos/x.mp4", "--model", "model", "--format", "srt"]) == 1
+    assert "2 videos do not fit into one srt document: give --output" in errors(capsys)
+
+
+def test_options_of_the_pipeline(here, capsys):
+    command = ["caption", "videos/one.mp4", "--model", "model"]
+    pipe = pipeline("dense-video-captioning", model="model")
+    for given, options in [
+        (["--num-events", "2"], {"num_events": 2}),
+        (["--localization", "alignment"], {"localization": "alignment"}),
+        (
+            ["--localization", "alignment", "--frames-per-second", "5"],
+            {"localization": "alignment", "frames_per_second": 5},
+        ),
+        (["--chunk-length", "3", "--stride", "0.5"], {"chunk_length_s": 3, "stride_length_s": 0.5}),
+        (["--device", "cpu"], {}),
+    ]:
+        assert main([*command, *given]) == 0
+        assert json.loads(capsys.readouterr().out) == pipe("videos/one.mp4", **options)
+
+
+def test_existing_outputs_are_skipped_on_request(here, capsys, tmp_path):
+    (tmp_path / "one.json").write_text("mine")
+    command = ["caption", "videos/one.mp4", "videos/-two.mkv", "--model", "model", "--output", str(tmp_path)]
+    assert main([*command, "--skip-existing"]) == 0
+    assert (tmp_path / "one.json").read_text() == "mine" and json.loads((tmp_path / "-two.json").read_text())
+    assert "1 of 2 videos have their output already" in errors(capsys)
+    assert main(command) == 0
+    assert json.loads((tmp_path / "one.json").read_text())
+    # Nothing left to do needs no model.
+    assert main([*command[:3], "--model", "nowhere", "--output", str(tmp_path), "--skip-existing"]) == 0
+
+
+def test_names_that_start_with_a_dash(home):
+    """As a shell would start it, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "sail_hf.cli", "caption", "--model", str(home / "model")]
+    run = subprocess.run([*command, "--", "-two.mkv"], cwd=home / "videos", env=environment, capture_output=True)
+    assert run.returncode == 0 and json.loads(run.stdout)
+
+
+def test_names_with_a_leading_folder(home, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(home / "videos")
+    command = ["caption", "--model", "../model"]
+    assert main([*command, "./-two.mkv"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    # Two names for one output file are an error before any work.
+    assert main([*command, "--output", str(tmp_path), "--", "one.mp4", "elsewhere/one.avi"]) == 1
+    assert "one.mp4 and elsewhere/one.avi would both be written to" in errors(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--model", "nowhere"], "nowhere is no folder"),
+        (["--model", "videos"], "videos holds no model"),
+        (["--model", "clip"], "clip holds no model"),
+        (["--model", "gpt"], "type 'gpt2', expected 'sail'"),
+        (["--model", "model", "--num-events", "9"], "num_events.*1..4.*9"),
+        (["--model", "model", "--stride", "2"], "chunk_length_s"),
+        (["--model", "model", "--frames-per-second", "2"], "--localization alignment"),
+        (["--model", "model", "--device", "toaster"], "--device toaster"),
+        (["--model", "model", "--skip-existing"], "--output"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(here, capsys, arguments, words):
+    GPT2Config().save_pretrained("gpt")
+    assert main(["caption", "videos/one.mp4", *arguments]) == 1
+    output = capsys.readouterr()
+    assert output.out == "" and len(output.err.splitlines()[-1]) < 400
+    assert re.search(words, output.err) and output.err.splitlines()[-1].startswith("sail: error")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["caption"],
+        ["caption", "videos/one.mp4"],
+        ["caption", "x", "--model", "m", "--format", "doc"],
+        ["caption", "x", "--model", "m", "--batch-size", "0"],
+        ["align", "x", "--captions", "c"],
+        ["align", "x", "--captions", "c", "--clip", "c", "--model", "m"],
+        ["align", "x", "--captions", "c", "--clip", "c", "--frames-per-second", "0"],
+    ],
+)
+def test_usage_errors(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and "usage: sail" in errors(capsys)
+
+
+# --- sail align ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [["--model", "model"], ["--clip", "clip"]], ids=["model", "clip"])
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_times_for_captions(here, capsys, tmp_path, source, form):
+    captions = "captions.txt"
+    if form == "json":
+        captions = tmp_path / "captions.JSON"
+        captions.write_text(json.dumps(CAPTIONS))
+    command = ["align", "videos/one.mp4", "--captions", str(captions), *source, "--frames-per-second", "10"]
+    assert main(command) == 0
+    events = json.loads(capsys.readouterr().out)
+    assert [event["text"] for event in events] == CAPTIONS
+    assert np.abs(np.array(times(events)) - SPANS).max() <= 0.11
+    assert main([*command, "--format", "vtt", "--output", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "one.vtt").read_text().startswith("WEBVTT\n\n00:00:00.000 --> 00:00:01")
+
+
+def test_captions_in_any_order(here, capsys, tmp_path):
+    (tmp_path / "captions.txt").write_text("\n".join([BLUE, RED, GREEN]))
+    command = ["align", "videos/one.mp4", "--captions", str(tmp_path / "captions.txt"), "--clip", "clip"]
+    assert main([*command, "--alignment", "unordered"]) == 0
+    assert [event["text"] for event in json.loads(capsys.readouterr().out)] == CAPTIONS
+
+
+@pytest.mark.parametrize(
+    "content, name, words",
+    [
+        (b"", "captions.txt", "holds no captions"),
+        (b"\n  \n", "captions.txt", "holds no captions"),
+        (b"[]", "captions.json", "holds no captions"),
+        (b"[1, 2]", "captions.json", "JSON list of sentences"),
+        (b'["a", " "]', "captions.json", "JSON list of sentences"),
+        (b'{"a": "b"}', "captions.json", "JSON list of sentences"),
+        (b"[", "captions.json", "no JSON"),
+        (b"\xff\xfe\x00", "captions.txt", "no UTF-8"),
+        (None, "captions.txt", "No such file"),
+    ],
+)
+def test_captions_that_cannot_be_read(here, capsys, tmp_path, content, name, words):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert main(["align", "videos/one.mp4", "--captions", str(tmp_path / name), "--clip", "clip"]) == 1
+    message = errors(capsys)
+    assert words in message and name in message and message.startswith("sail: error")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["videos/damaged.mp4", "--captions", "captions.txt", "--clip", "clip"], "damaged.mp4"),
+        (["videos/nowhere.mp4", "--captions", "captions.txt", "--clip", "clip"], "nowhere.mp4"),
+        (["videos/one.mp4", "--captions", "captions.txt", "--clip", "nowhere"], "nowhere"),
+        (["videos/one.mp4", "--captions", "captions.txt", "--clip", "clip", "--gap-level", "nan"], "--gap-level"),
+        (["videos/one.mp4", "--clip", "clip"], "--captions FILE, or --dataset"),
+        (["--clip", "clip", "--dataset", "d", "--videos", "v"], "--output"),
+        (["videos/one.mp4", "--clip", "clip", "--dataset", "d", "--videos", "v", "--output", "o"], "VIDEO and"),
+    ],
+)
+def test_what_cannot_be_aligned(here, capsys, arguments, words):
+    assert main(["align", *arguments]) == 1
+    message = errors(capsys)
+    assert words in message and message.startswith("sail: error") and "Traceback" not in message
+
+
+# --- data sets ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def captioned(tmp_path) -> Path:
+    """A data set folder of two splits; one video is missing, one damaged, one row has no captions."""
+    rows = {
+        "train": [("one", CAPTIONS, [[0.0, 0.1]]), ("damaged", [RED], None), ("absent", [RED, BLUE], None)],
+        "test": [("v_-two", CAPTIONS, None), ("one", [], None)],
+    }
+    for split, of_split in rows.items():
+        table = datasets.Dataset.from_list(
+            [{"video_id": i, "captions": c, "timestamps": t, "note": f"note {i}"} for i, c, t in of_split],
+            features=datasets.Features(
+                {
+                    "video_id": datasets.Value("string"),
+                    "captions": datasets.List(datasets.Value("string")),
+                    "timestamps": datasets.List(datasets.List(datasets.Value("float64"))),
+                    "note": datasets.Value("string"),
+                }
+            ),
+        )
+        (tmp_path / "captions").mkdir(exist_ok=True)
+        table.to_parquet(tmp_path / "captions" / f"{split}-00000-of-00001.parquet")
+    return tmp_path / "captions"
+
+
+def test_a_data_set_gets_timestamps(here, captioned, capsys, tmp_path):
+    out = tmp_path / "out"
+    command = ["align", "--dataset", str(captioned), "--videos", "videos", "--clip", "clip", "--output", str(out)]
+    assert main([*command, "--frames-per-second", "10"]) == 1
+    data = datasets.load_dataset(str(out))
+    train, test = data["train"].to_list(), data["test"].to_list()
+    assert [row["video_id"] for row in train] == ["one", "damaged", "absent"]
+    assert [row["note"] for row in train] == ["note one", "note damaged", "note absent"]
+    assert np.abs(np.array(train[0]["timestamps"]) - SPANS).max() <= 0.11
+    assert len(train[0]["timestamp_scores"]) == 3
+    np.testing.assert_allclose(test[0]["timestamps"], [[0, 2], [2, 3], [3, 4]], atol=0.11)
+    assert [row["timestamps"] for row in (*train[1:], test[1])] == [None] * 3
+    output = capsys.readouterr()
+    assert "captions of 2 of 5 videos" in output.out and "3 of 5 videos failed" in output.err
+    skipped = json.loads((out / "skipped.json").read_text())
+    assert [item["video_id"] for item in skipped["train"]] == ["damaged", "absent"]
+    assert "no such video" in skipped["train"][1]["reason"] and "at least one sentence" in skipped["test"][0]["reason"]
+    # Nothing else is left, and nothing is overwritten.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions", "out"]
+    assert main(command) == 1 and "out exists" in errors(capsys)
+
+
+def test_a_stopped_run_goes_on(home, captioned, monkeypatch, tmp_path):
+    """Killed while the second video is aligned, the same command aligns only what is missing."""
+    monkeypatch.chdir(home)
+    shutil.copytree(home / "videos", tmp_path / "videos")
+    out = tmp_path / "out"
+    command = ["align", "--dataset", str(captioned), "--videos", str(tmp_path / "videos"), "--clip", "clip"]
+    command += ["--output", str(out)]
+    import sail_hf.pipeline_sail as module
+
+    aligned = []
+
+    def align_captions(clip, video, captions, **options):
+        if video.stem == "-two" and "again" not in aligned:
+            raise KeyboardInterrupt
+        aligned.append(video.stem)
+        return original(clip, video, captions, **options)
+
+    original = module.align_captions
+    monkeypatch.setattr(module, "align_captions", align_captions)
+    assert main(command) == 1 and aligned == ["one", "damaged"] and not out.exists()
+    with (tmp_path / "out.work.jsonl").open("a") as file:
+        file.write('["half a li')
+    aligned.clear()
+    aligned.append("again")
+    main(command)
+    # The second row of "one" has no captions.
+    assert aligned == ["again", "damaged", "-two", "one"]
+    assert datasets.load_dataset(str(out))["train"][0]["timestamps"]
+
+
+@pytest.mark.parametrize("problem", ["no folder", "no column", "no videos"])
+def test_data_sets_that_cannot_be_aligned(here, captioned, capsys, tmp_path, problem):
+    videos = "videos"
+    if problem == "no folder":
+        captioned = tmp_path / "nowhere"
+    elif problem == "no videos":
+        videos = "nowhere"
+    else:
+        path = captioned / "train-00000-of-00001.parquet"
+        (captioned / "test-00000-of-00001.parquet").unlink()
+        datasets.Dataset.from_dict({"video_id": ["one"]}).to_parquet(path)
+    command = ["align", "--dataset", str(captioned), "--videos", videos, "--clip", "clip"]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 1
+    words = {"no folder": "nowhere", "no column": "no column captions", "no videos": "no folder of videos"}[problem]
+    message = errors(capsys)
+    assert words in message and "Traceback" not in message and not (tmp_path / "out").exists()
