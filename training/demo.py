@@ -110,16 +110,15 @@ def score(results: dict[str, list[dict]], references: dict[str, dict], metrics: 
 
 def draw(folder: Path, pipe, video: Path, events: list[dict], reference: dict) -> None:
     """One test video as a picture, a page and subtitles."""
-    inputs = pipe.processor(videos=str(video))
-    duration = inputs.pop("durations")
-    outputs = pipe.model.generate(**inputs, tokenizer=pipe.processor.tokenizer)
-    order = np.argsort((outputs.event_centers - outputs.event_widths / 2).clamp(min=0)[0].numpy(), kind="stable")
-    drawn = pipe.processor.post_process_dense_captioning(outputs, duration)[0]
+    duration = reference["duration"]
+    times = torch.tensor([[event["start"], event["end"]] for event in events]) / duration
+    # The masks that these events have in the model, as fine curves.
+    masks = pipe.model.model.make_masks(times.mean(1)[None], (times[:, 1] - times[:, 0])[None], torch.ones(1, 200))[0]
     truth = [
         {"start": start, "end": end, "text": text}
         for (start, end), text in zip(reference["timestamps"], reference["sentences"], strict=True)
     ]
-    figure = plot_events(str(video), drawn, outputs.event_masks[0].numpy()[order], truth, title=video.stem)
+    figure = plot_events(str(video), events, masks, truth, title=video.stem)
     figure.savefig(folder / f"{video.stem}.png", dpi=110)
     page = format_html(events, os.path.relpath(video, folder), title=video.stem)
     for suffix, text in (("srt", format_srt(events)), ("vtt", format_vtt(events)), ("html", page)):
@@ -169,9 +168,11 @@ def main() -> None:
         pipe = pipeline("dense-video-captioning", model=str(checkpoint))
         default = pipe.model.generation_config.localization
         paths = [str(world / "videos" / f"{video}.mp4") for video in references]
+        # Sentences are aligned with finer frames than those they were written from.
+        finer = {"masks": {}, "alignment": {"frames_per_second": 4}}
         results = {
-            name: dict(zip(references, pipe(paths, batch_size=8, localization=name), strict=True))
-            for name in ("masks", "alignment")
+            name: dict(zip(references, pipe(paths, batch_size=8, localization=name, **options), strict=True))
+            for name, options in finer.items()
         }
         given = [reference["sentences"] for reference in references.values()]
         aligned = pipe(paths, captions=given, frames_per_second=4, gap_level=0.75)
