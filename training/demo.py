@@ -14,6 +14,7 @@ from pathlib import Path
 
 import extract_features
 import numpy as np
+import torch
 import train
 import train_clip
 from playground import actor_in, render_playground
