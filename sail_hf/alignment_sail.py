@@ -153,6 +153,10 @@ def align_unordered(
     return _alignment(segments, calibrated, unit, counts, lengths, similarities.device)
 
 
+# By the names that `pipeline` and `sail align` have for them.
+ALIGNMENTS = {"ordered": align_ordered, "overlapping": align_overlapping, "unordered": align_unordered}
+
+
 def segment_ordered(gains: Tensor, gap_gains: Tensor, counts: Tensor, lengths: Tensor) -> Tensor:
     """The dynamic programme: the segmentation with the largest sum of gains.
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from .alignment_sail import Alignment, align_ordered
+from .alignment_sail import ALIGNMENTS, Alignment
 from .configuration_sail import SailConfig
 from .loss_sail import cosines
 
@@ -27,6 +27,7 @@ LOCALIZATION_DEFAULTS = {
     "localization": "masks",
     "alignment_rounds": 0,
     "alignment_gap_level": 0.0,
+    "alignment_order": "ordered",
     "stated_count": False,
 }
 
@@ -98,8 +99,8 @@ class SailGenerationMixin(GenerationMixin):
         The generation config's `localization` says how events are localised:
 
         * `"masks"`: by the mask generator. With `num_events`, no whole-video caption is made.
-        * `"alignment"`: by aligning the sentences of the whole-video caption to the frames ([`align_ordered`], with
-          `alignment_gap_level`). Then, `alignment_rounds` times (default 0), each event is captioned again from the
+        * `"alignment"`: by aligning the sentences of the whole-video caption to the frames, with `alignment_order`
+          (`"ordered"`, `"overlapping"` or `"unordered"`, see [`align_ordered`]) and `alignment_gap_level`. Then, `alignment_rounds` times (default 0), each event is captioned again from the
           mask of its segment and the new sentences are aligned. Needs `tokenizer` and CLIP's text tower. There are at
           most as many events as frames. With `num_events`, the first that many sentences count; a video whose
           caption has fewer, or none at all, falls back on the mask generator.
@@ -153,7 +154,7 @@ class SailGenerationMixin(GenerationMixin):
         for index in range(config.alignment_rounds + 1):
             if aligned.any():
                 texts = [tokenizer.batch_decode(sentences[i], skip_special_tokens=True) for i in _indices(aligned)]
-                segments = self._align(texts, features[aligned], frame_mask[aligned], config.alignment_gap_level)
+                segments = self._align(texts, features[aligned], frame_mask[aligned], config)
                 count = segments.centers.shape[1]
                 centers[aligned, :count] = segments.centers.to(centers)
                 widths[aligned, :count] = segments.widths.to(widths)
@@ -185,13 +186,16 @@ class SailGenerationMixin(GenerationMixin):
             scores.append(torch.tensor([values[start:end].mean().exp() for start, end in spans], device=ids.device))
         return sentences, scores
 
-    def _align(self, texts: list[list[str]], features: Tensor, frame_mask: Tensor, gap_level: float) -> Alignment:
+    def _align(
+        self, texts: list[list[str]], features: Tensor, frame_mask: Tensor, config: GenerationConfig
+    ) -> Alignment:
         """Segments of each video's sentences."""
         counts = [len(of_video) for of_video in texts]
         caption_features = self.model.get_clip().encode_texts([text for of_video in texts for text in of_video])
         caption_features = pad_sequence(caption_features.split(counts), batch_first=True).to(features.device)
         caption_mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-        return align_ordered(cosines(caption_features, features), frame_mask, caption_mask, gap_level)
+        align = ALIGNMENTS[config.alignment_order]
+        return align(cosines(caption_features, features), frame_mask, caption_mask, config.alignment_gap_level)
 
     @torch.no_grad()
     def describe(
@@ -258,6 +262,10 @@ class SailGenerationMixin(GenerationMixin):
             raise ValueError(f"Unknown generation arguments: {', '.join(unknown)}.")
         if config.localization not in ("masks", "alignment"):
             raise ValueError(f"`localization` must be 'masks' or 'alignment', found {config.localization!r}.")
+        if config.alignment_order not in ALIGNMENTS:
+            raise ValueError(
+                f"`alignment_order` must be one of {', '.join(ALIGNMENTS)}, found {config.alignment_order!r}."
+            )
         if config.alignment_rounds < 0:
             raise ValueError(f"`alignment_rounds` must not be negative, found {config.alignment_rounds}.")
         return config

@@ -20,7 +20,6 @@ import numpy as np
 
 from .metric_captions import UNMATCHED_REFERENCE, CaptionScorer, clean, find_java_tools
 from .metric_localization import CONTROLS, Events, control_scores, localization_scores
-from .metric_localization import interval_iou as interval_iou
 
 
 def import_evaluate() -> ModuleType:

@@ -9,13 +9,11 @@ import torch
 from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
-from .alignment_sail import align_ordered, align_overlapping, align_unordered
+from .alignment_sail import ALIGNMENTS
 from .clip_sail import SailClip
 from .loss_sail import cosines
 from .video_processing_sail import SailVideoProcessor, open_video, uniform_times
 
-# Ways to align given captions; see alignment_sail.py.
-ALIGNMENTS = {"ordered": align_ordered, "overlapping": align_overlapping, "unordered": align_unordered}
 # Frames that are read and encoded at a time when captions are given: bounds the memory, whatever the video's length.
 _FRAMES_AT_ONCE = 64
 # Inputs that stand for several videos.
@@ -101,14 +99,16 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         if config.localization != "alignment":
             raise ValueError("`frames_per_second` needs `captions`, or localization='alignment'.")
         fps = kwargs.get("fps", self._preprocess_params.get("fps"))
-        options = {"fps": fps, "gap_level": config.alignment_gap_level}
+        options = {"fps": fps, "gap_level": config.alignment_gap_level, "alignment": config.alignment_order}
 
         def refine(video: Any, events: list[dict]) -> list[dict]:
             texts = [event["text"] for event in events]
             if not texts or not all(texts):
                 return events
-            aligned = self._align(video, texts, frames_per_second=frames_per_second, **options)
-            return [{**event, "start": a["start"], "end": a["end"]} for event, a in zip(events, aligned, strict=True)]
+            clip = self.model.model.get_clip()
+            aligned = align_captions(clip, video, texts, frames_per_second=frames_per_second, **options)
+            pairs = zip(events, aligned, strict=True)
+            return sort_events({**event, "start": new["start"], "end": new["end"]} for event, new in pairs)
 
         if not isinstance(videos, _SEVERAL):
             return refine(videos, super().__call__(videos, **kwargs))
@@ -121,8 +121,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
 
     def _align(self, video: Any, captions: Sequence[str], **kwargs) -> list[dict[str, Any]]:
         self.model.model.load_text_tower()
-        events = align_captions(self.model.model.get_clip(), video, captions, **kwargs)
-        return sorted(events, key=lambda event: (event["start"], event["end"]))
+        return sort_events(align_captions(self.model.model.get_clip(), video, captions, **kwargs))
 
     def _effective_generation_config(self, localization: str | None, generate_kwargs: dict | None):
         options = dict(generate_kwargs or {})
@@ -211,7 +210,12 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             for event in events[0] if events and isinstance(events[0], list) else events:
                 if core_start <= (event["start"] + event["end"]) / 2 < core_end:
                     kept.append(event)
-        return sorted(kept, key=lambda event: (event["start"], event["end"]))
+        return sort_events(kept)
+
+
+def sort_events(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events by start, then by end."""
+    return sorted(events, key=lambda event: (event["start"], event["end"]))
 
 
 def align_captions(

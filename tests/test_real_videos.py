@@ -54,7 +54,7 @@ def checkpoint(shared, annotations, tmp_path_factory):
         # Two of the sentences start with "The lady": with the full stop and the space before, a repeated 4-gram.
         + ["--generation_config", '{"full_max_new_tokens": 256, "no_repeat_ngram_size": 0}']
         + ["--num_frames", "16", "--model_config", json.dumps(config), "--captioning_epochs", "60"]
-        + ["--localization_epochs", "60", "--learning_rate", "2e-3", "--save_strategy", "no", "--report_to", "none"]
+        + ["--localization_epochs", "160", "--learning_rate", "2e-3", "--save_strategy", "no", "--report_to", "none"]
         + ["--disable_tqdm", "True", "--use_cpu", "True"]
     )
     return folder / "model"
