@@ -9,6 +9,7 @@ The YAML file holds fields of the dataclasses below and of `SailTrainingArgument
 """
 
 import json
+import subprocess
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ import datasets
 import extract_features
 import torch
 import yaml
+from predict import predict_dataset, write_submission
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -93,6 +95,10 @@ class DataArguments:
         default=0.0, metadata={"help": "Augmentation for little data: strength of random changes of speed, in [0, 1)."}
     )
     validation_split: str | None = field(default=None, metadata={"help": "Split whose loss is computed, if any."})
+    references: list[str] | None = field(
+        default=None,
+        metadata={"help": "Annotation files of the validation split: caption it at the end and score against these."},
+    )
     resume: bool = field(
         default=True, metadata={"help": "Go on from the last checkpoint in output_dir, if there is one."}
     )
@@ -100,6 +106,8 @@ class DataArguments:
     def __post_init__(self):
         if (self.dataset is None) == (self.videos is None) or (self.videos is None) != (self.captions is None):
             raise ValueError("Give either --dataset, or --videos together with --captions.")
+        if self.references and not self.validation_split:
+            raise ValueError("--references needs --validation_split, the split that is captioned and scored.")
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, SailTrainingArguments]:
@@ -217,6 +225,18 @@ def build_model(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, Sail
     return model, processor
 
 
+def score_validation(trainer: SailTrainer, processor: SailProcessor, data_args: DataArguments) -> None:
+    """Caption the validation split; write results.json and scores.json into the output folder, and print the table."""
+    output = Path(trainer.args.output_dir)
+    data = datasets.load_dataset(data_args.dataset, split=data_args.validation_split)
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    write_submission(output / "results.json", predict_dataset(model, processor, data))
+    # A process of its own, since that script and the library `evaluate` have one name.
+    command = [sys.executable, str(Path(__file__).with_name("evaluate.py")), "--references", *data_args.references]
+    command += ["--predictions", str(output / "results.json"), "--output", str(output / "scores.json")]
+    subprocess.run(command, check=True)
+
+
 def main(argv: list[str] | None = None) -> SailTrainer:
     model_args, data_args, training_args = parse_arguments(list(sys.argv[1:] if argv is None else argv))
     set_seed(training_args.seed)
@@ -250,6 +270,8 @@ def main(argv: list[str] | None = None) -> SailTrainer:
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
+        if data_args.references:
+            score_validation(trainer, processor, data_args)
         print(f"\nSaved {training_args.output_dir}. Next:\n  sail caption VIDEO --model {training_args.output_dir}")
     return trainer
 
