@@ -1,5 +1,6 @@
 """The pipeline `dense-video-captioning`: a video in, its events with start, end and sentence out."""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import islice, tee
 from types import GeneratorType
@@ -285,9 +286,10 @@ def chunk_bounds(
     if chunk_length is None or duration <= chunk_length:
         return [(0.0, duration, -infinity, infinity)]
     stride = chunk_length / 6 if stride is None else stride
-    starts = [0.0]
-    while starts[-1] + chunk_length < duration:
-        starts.append(starts[-1] + chunk_length - 2 * stride)
+    step = chunk_length - 2 * stride
+    # The small tolerance keeps rounding from adding a chunk that covers nothing.
+    count = max(2, math.ceil((duration - chunk_length) / step - 1e-9) + 1)
+    starts = [index * step for index in range(count)]
     # The last chunk is moved back to end with the video, so that it is as long as the others.
     starts[-1] = duration - chunk_length
     cuts = [(a + chunk_length + b) / 2 for a, b in zip(starts, starts[1:], strict=False)]
