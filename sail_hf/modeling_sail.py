@@ -272,6 +272,20 @@ class SailModel(SailPreTrainedModel):
         towers = nn.ModuleDict({"visual": self.vision_tower, "text": self.text_tower})
         return SailClip(towers, self.config.vision_config, text_tokenizer(self.config.vision_config))
 
+    def add_clip(self, clip: SailClip) -> None:
+        """Put a CLIP into a model that was made or converted without one; saved with the model from then on.
+
+        Raises:
+            ValueError: the CLIP's features have another size than those the model was trained on.
+        """
+        size = clip.vision_config.model_cfg["embed_dim"]
+        if size != self.config.feature_size:
+            raise ValueError(f"Expected a CLIP with features of size {self.config.feature_size}, found {size}.")
+        self.config.vision_config = clip.vision_config
+        self.vision_tower = clip.model.visual
+        if clip.vision_config.include_text_tower:
+            self.text_tower = clip.model.text
+
     def load_text_tower(self) -> None:
         """Take in CLIP's text tower by the name of the CLIP (`config.vision_config.clip`), where there is none yet.
 

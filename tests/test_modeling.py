@@ -657,3 +657,16 @@ def test_a_plain_trainer_accumulates_the_mean_of_its_batches(processor, tmp_path
         steps.append(dict(trainer.model.named_parameters()))
     for name, once in steps[0].items():
         torch.testing.assert_close(steps[1][name], once, rtol=0, atol=1e-6)
+
+
+def test_clip_is_added_to_a_model_without_one_and_saved_with_it(processor, tmp_path):
+    model = make_model(processor)
+    clip = make_clip(tmp_path / "clip")
+    model.model.add_clip(clip)
+    model.save_pretrained(tmp_path / "model")
+    loaded = SailForDenseVideoCaptioning.from_pretrained(tmp_path / "model")
+    pixels = torch.rand(2, 3, 3, 32, 32)
+    expected = clip.encode_images(pixels.flatten(0, 1)).unflatten(0, (2, 3))
+    assert torch.allclose(loaded.model.get_video_features(pixels), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="size 12, found 24"):
+        make_model(processor, feature_size=12).model.add_clip(clip)

@@ -118,8 +118,11 @@ def main() -> None:
         parser.error(str(error))
     video_processor = SailVideoProcessor(num_frames=model.config.num_frames)
     if args.clip:
-        clip = load_clip(args.clip)
-        model.add_clip(clip)
+        try:
+            clip = load_clip(args.clip)
+            model.model.add_clip(clip)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
         video_processor = SailVideoProcessor.from_vision_config(clip.vision_config, model.config.num_frames)
     processor = SailProcessor(
         video_processor, SailProcessor.prepare_tokenizer(AutoTokenizer.from_pretrained(args.tokenizer))
