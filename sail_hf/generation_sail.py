@@ -100,8 +100,9 @@ class SailGenerationMixin(GenerationMixin):
 
         * `"masks"`: by the mask generator. With `num_events`, no whole-video caption is made.
         * `"alignment"`: by aligning the sentences of the whole-video caption to the frames, with `alignment_order`
-          (`"ordered"`, `"overlapping"` or `"unordered"`, see [`align_ordered`]) and `alignment_gap_level`. Then, `alignment_rounds` times (default 0), each event is captioned again from the
-          mask of its segment and the new sentences are aligned. Needs `tokenizer` and CLIP's text tower. There are at
+          (`"ordered"`, `"overlapping"` or `"unordered"`, see [`align_ordered`]) and `alignment_gap_level`. Then,
+          `alignment_rounds` times (default 0), each event is captioned again from the mask of its segment and the new
+          sentences are aligned. Needs `tokenizer` and CLIP's text tower. There are at
           most as many events as frames. With `num_events`, the first that many sentences count; a video whose
           caption has fewer, or none at all, falls back on the mask generator.
 

@@ -239,3 +239,9 @@ def test_stated_count_needs_a_tokenizer(processor):
     model = make_model(processor)
     with pytest.raises(ValueError, match="pass `tokenizer=processor.tokenizer`"):
         model.generate(video_features=torch.randn(1, 8, 24), stated_count=True)
+
+
+def test_unknown_alignment_order_is_an_error(processor):
+    model = make_model(processor)
+    with pytest.raises(ValueError, match="ordered, overlapping, unordered, found 'sideways'"):
+        model.generate(video_features=torch.randn(1, 8, 24), alignment_order="sideways")
