@@ -4,7 +4,9 @@ METEOR 1.5 and the PTB tokenizer are Java programs inside `pycocoevalcap`. They 
 call scores everything; the other scores are computed here.
 """
 
+import gzip
 import importlib.util
+import io
 import math
 import os
 import queue
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -32,12 +34,20 @@ UNMATCHED_REFERENCE = {"2021": "qzxjvkqwxzjvqk", "2018": "abc123!@#"}
 # What the official caption evaluation drops after PTB tokenization (upper case as there, so "-lrb-" stays).
 PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
 
+LONGEST_PARAPHRASE = 7  # words, in METEOR 1.5's English table
+
 
 @dataclass
 class JavaTools:
     java: str
     meteor_jar: Path
+    paraphrases: Path
     tokenizer_jar: Path
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        # Programs this short are not worth the second compiler, which costs more time than it saves.
+        options = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        return [self.java, *options, *map(str, arguments)]
 
 
 def find_java_tools() -> JavaTools:
@@ -55,12 +65,21 @@ def find_java_tools() -> JavaTools:
     if missing:
         raise ImportError(f'not installed: {" and ".join(missing)}. Try: pip install "sail-hf[metrics]"')
     folder = Path(package.submodule_search_locations[0])
-    tokenizer_jar = folder / "tokenizer" / "stanford-corenlp-3.4.1.jar"
-    return JavaTools(str(java), folder / "meteor" / "meteor-1.5.jar", tokenizer_jar)
+    meteor, tokenizer = folder / "meteor", folder / "tokenizer"
+    return JavaTools(
+        str(java),
+        meteor / "meteor-1.5.jar",
+        meteor / "data" / "paraphrase-en.gz",
+        tokenizer / "stanford-corenlp-3.4.1.jar",
+    )
 
 
 def run_java(
-    commands: Sequence[Sequence[str]], num_lines: Sequence[int], name: str, timeout: float
+    commands: Sequence[Sequence[str]],
+    num_lines: Sequence[int],
+    name: str,
+    timeout: float,
+    stdin: IO | int = subprocess.DEVNULL,
 ) -> list[list[str]]:
     """Run Java programs side by side, return the lines of each. They read from files: no pipe can fill up against us.
 
@@ -87,7 +106,7 @@ def run_java(
 
         try:
             for index, command in enumerate(commands):
-                pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": errors}
+                pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": errors}
                 processes.append(subprocess.Popen(command, **pipes, encoding="utf-8", errors="replace"))
                 threads.append(threading.Thread(target=read, args=(index, processes[-1].stdout), daemon=True))
                 threads[-1].start()
@@ -118,15 +137,48 @@ def clean(sentence: str) -> str:
     return " ".join(re.sub(r"[^\x00-\x7f]", " ", sentence).split())
 
 
+def write_lines(path: Path, lines: Iterable[str]) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
 def tokenize(sentences: Sequence[str], tools: JavaTools, timeout: float) -> list[str]:
     """Lower-case PTB tokens of clean sentences, without punctuation, joined by spaces; one Java call for all."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "sentences.txt")
-        path.write_text("".join(f"{sentence}\n" for sentence in sentences), encoding="utf-8")
-        command = [tools.java, "-Xmx256m", "-XX:+UseSerialGC", "-cp", str(tools.tokenizer_jar)]
-        command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase", str(path)]
+        path = write_lines(Path(folder, "sentences.txt"), sentences)
+        program = ["-cp", tools.tokenizer_jar, "edu.stanford.nlp.process.PTBTokenizer"]
+        command = tools.command(*program, "-preserveLines", "-lowerCase", path)
         (lines,) = run_java([command], [len(sentences)], "PTB tokenizer", timeout)
     return [" ".join(token for token in line.split(" ") if token not in PUNCTUATION) for line in lines]
+
+
+def normalize(sentences: Iterable[str], tools: JavaTools, timeout: float) -> dict[str, str]:
+    """METEOR's own normal form of tokenized sentences (its `-norm`), by sentence; it changes punctuation alone."""
+    normal = {sentence: sentence for sentence in sentences}
+    punctuated = [sentence for sentence in normal if not re.fullmatch("[a-z0-9 ]*", sentence)]
+    if punctuated:
+        with tempfile.TemporaryDirectory() as folder:
+            command = tools.command("-cp", tools.meteor_jar, "edu.cmu.meteor.util.Normalizer", "en", "true")
+            with write_lines(Path(folder, "sentences.txt"), punctuated).open() as file:
+                (lines,) = run_java([command], [len(punctuated)], "METEOR's normalizer", timeout, file)
+        normal.update(zip(punctuated, lines, strict=True))
+    return normal
+
+
+def write_paraphrases(path: Path, sentences: Iterable[str], tools: JavaTools) -> None:
+    """Write the entries of METEOR's paraphrase table (5 million) of which both phrases occur in these sentences.
+
+    No other entry can match anything, and Java takes 8 seconds to load them all.
+    """
+    phrases = set()
+    for words in (sentence.encode().split() for sentence in sentences):
+        for n in range(1, LONGEST_PARAPHRASE + 1):
+            phrases.update(b" ".join(words[i : i + n]) + b"\n" for i in range(len(words) - n + 1))
+    with gzip.open(tools.paraphrases) as table, gzip.open(path, "wb", compresslevel=1) as kept:
+        lines = io.BufferedReader(table, 1 << 20)
+        for probability, phrase, other in zip(lines, lines, lines, strict=True):
+            if phrase in phrases and other in phrases:
+                kept.write(probability + phrase + other)
 
 
 def meteor_statistics(pairs: Sequence[tuple[str, str]], tools: JavaTools, timeout: float) -> np.ndarray:
@@ -137,18 +189,20 @@ def meteor_statistics(pairs: Sequence[tuple[str, str]], tools: JavaTools, timeou
     """
     if not pairs:
         return np.empty((0, 23))
-    # A process takes seconds to load its tables and then scores thousands of pairs a second: few pairs need only one.
+    normal = normalize((sentence for pair in pairs for sentence in pair), tools, timeout)
     num_processes = max(1, min(os.cpu_count() or 1, 4, len(pairs) // 5000))
     shares = [pairs[start::num_processes] for start in range(num_processes)]
     with tempfile.TemporaryDirectory() as folder:
+        paraphrases = Path(folder, "paraphrases.gz")
+        write_paraphrases(paraphrases, normal.values(), tools)
         commands = []
         for index, share in enumerate(shares):
-            paths = [Path(folder, f"{side}-{index}.txt") for side in ("hypotheses", "references")]
-            for path, sentences in zip(paths, zip(*share, strict=True), strict=True):
-                path.write_text("".join(f"{sentence}\n" for sentence in sentences), encoding="utf-8")
-            # The paraphrase table does not fit into 400 MB.
-            command = [tools.java, "-Xmx768m", "-XX:+UseSerialGC", "-jar", str(tools.meteor_jar), *map(str, paths)]
-            commands.append([*command, "-l", "en", "-norm", "-ssOut"])
+            files = [
+                write_lines(Path(folder, f"{side}-{index}.txt"), map(normal.get, sentences))
+                for side, sentences in zip(("hypotheses", "references"), zip(*share, strict=True), strict=True)
+            ]
+            options = ["-l", "en", "-a", paraphrases, "-ssOut"]
+            commands.append(tools.command("-jar", tools.meteor_jar, *files, *options))
         outputs = run_java(commands, [len(share) for share in shares], "METEOR", timeout)
     statistics = np.empty((len(pairs), 23))
     for start, lines in enumerate(outputs):
