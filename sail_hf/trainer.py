@@ -1,13 +1,19 @@
 """Trainer for SAIL: two stages on one schedule, exact losses whatever the split into batches, every part logged."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.utils.data import Subset
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from .loss_sail import count_items
 from .modeling_sail import SailOutput
+from .scoring import CAPTIONED_COLUMNS, SCORED_COLUMNS, caption_dataset, reference_sets, submission, write_json
 
 # What the first stage shows the model; with these keys alone, `loss_full` is the only loss.
 _CAPTIONING_KEYS = {"video_features", "pixel_values_videos", "video_attention_mask", "full_labels"}
@@ -32,6 +38,7 @@ class SailTrainingArguments(TrainingArguments):
     Args:
         captioning_epochs (`float`, defaults to 10): first stage, whole-video captions (`loss_full`) alone.
         localization_epochs (`float`, defaults to 10): second stage, all losses of the configuration.
+        score_at_end (`bool`, defaults to `False`): at the end of training, [`SailTrainer.score`] the `eval_dataset`.
 
     Other defaults than `TrainingArguments`': `learning_rate` 1e-4, `per_device_train_batch_size` 8, `adam_beta2` 0.99,
     `weight_decay` 0.01, `lr_scheduler_type` cosine, `warmup_steps` 0.05 (of all steps), `remove_unused_columns` False (the
@@ -42,6 +49,9 @@ class SailTrainingArguments(TrainingArguments):
         default=10, metadata={"help": "Epochs of the first stage (whole-video captions)."}
     )
     localization_epochs: float = field(default=10, metadata={"help": "Epochs of the second stage (all losses)."})
+    score_at_end: bool = field(
+        default=False, metadata={"help": "At the end of training, caption the eval data set and score the captions."}
+    )
     learning_rate: float = field(default=1e-4, metadata={"help": "Highest learning rate of AdamW."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Videos per device and batch."})
     adam_beta2: float = field(default=0.99, metadata={"help": "Beta2 of AdamW."})
@@ -70,6 +80,8 @@ class SailTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.args.score_at_end:
+            self._check_scored(self.eval_dataset)
         # The model takes the step's own counts from this trainer, and its loss then needs no further scaling.
         self.model_accepts_loss_kwargs = True
         # Since the last log, of each logged part: its sum, the micro-batches that count, and those that had it.
@@ -137,3 +149,65 @@ class SailTrainer(Trainer):
             )
             self._parts.zero_()
         super().log(logs, start_time)
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        output = super().train(*args, **kwargs)
+        if self.args.score_at_end:
+            self.score()
+        return output
+
+    def score(self, dataset: Dataset | list[dict] | None = None) -> dict[str, Any] | None:
+        """Caption a data set and score the captions with [`DenseVideoCaptioningMetric`], all of its defaults.
+
+        Writes `results.json` (a submission that `training/evaluate.py` scores too) and `scores.json` into the output
+        folder, logs the numbers as `eval_...` and prints them as a table. Every process captions its share.
+
+        Args:
+            dataset: defaults to `eval_dataset`. Its rows have `video_id`, `duration` (seconds), `video_features`,
+                `captions` and `timestamps` (seconds), or `references`, as `training/extract_features.py` writes them.
+
+        Returns:
+            the scores on the main process, `None` on others.
+
+        Raises:
+            ValueError: no data set, or rows that cannot be scored.
+        """
+        from .metric import DenseVideoCaptioningMetric, format_table  # slow to import
+
+        dataset = self.eval_dataset if dataset is None else dataset
+        self._check_scored(dataset)
+        model = self.accelerator.unwrap_model(self.model).eval()
+        with self.accelerator.split_between_processes(list(range(len(dataset)))) as share:
+            rows = dataset
+            if isinstance(dataset, Dataset):
+                rows = dataset.select_columns(list(CAPTIONED_COLUMNS)).with_format("numpy")
+            batch_size = self.args.per_device_eval_batch_size
+            found = caption_dataset(model, self.processing_class, Subset(rows, share), batch_size)
+        results = dict(gather_object(list(found.items())))
+        if not self.is_world_process_zero():
+            return None
+        if isinstance(dataset, Dataset):
+            dataset = dataset.with_format(None).remove_columns("video_features")
+        references = reference_sets(list(dataset))
+        content = submission(results)
+        scores = DenseVideoCaptioningMetric().compute(
+            predictions=[content["results"][str(row["video_id"])] for row in dataset], references=references
+        )
+        folder = Path(self.args.output_dir)
+        write_json(folder / "results.json", content)
+        write_json(folder / "scores.json", scores)
+        self.log({f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)})
+        print(f"\n{format_table(scores, name='this model')}\n\nWrote results.json and scores.json in {folder}")
+        return scores
+
+    def _check_scored(self, dataset: Dataset | list[dict] | None) -> None:
+        """Before hours of training, not after."""
+        if not dataset:
+            raise ValueError("Scoring needs an `eval_dataset`: the videos that are captioned and scored.")
+        if missing := set(SCORED_COLUMNS) - set(dataset[0]):
+            raise ValueError(f"Scoring needs the columns {', '.join(sorted(missing))}; found {', '.join(dataset[0])}.")
+        if self.processing_class is None:
+            raise ValueError("Scoring needs `processing_class`, the SailProcessor, to read the captions.")
+        if isinstance(dataset, Dataset):
+            dataset = dataset.select_columns(["video_id", "duration", "captions", "timestamps"]).with_format(None)
+        reference_sets(list(dataset))

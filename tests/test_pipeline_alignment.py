@@ -454,6 +454,16 @@ def test_a_finer_rate_uses_the_gap_level_of_the_generation_config(pipe, tmp_path
     assert widths[0] == pytest.approx(6, abs=1e-3) and widths[1] < 5.5
 
 
+def test_a_finer_rate_uses_the_order_of_the_generation_config(pipe, tmp_path):
+    """The model says red, green, blue; the video shows them the other way round."""
+    video = write_video(tmp_path / "reversed.mp4", *SCENES[::-1])
+    options = {"localization": "alignment", "frames_per_second": 10}
+    found = pipe(video, generate_kwargs={"alignment_order": "unordered"}, **options)
+    assert [event["text"] for event in found] == CAPTIONS[::-1]
+    assert np.abs(np.array(times(found)) - SPANS).max() <= 0.11
+    assert [event["text"] for event in pipe(video, **options)] == CAPTIONS
+
+
 def test_a_finer_rate_needs_alignment(pipe, video):
     with pytest.raises(ValueError, match="frames_per_second.*captions.*alignment"):
         pipe(video, frames_per_second=2)

@@ -35,14 +35,14 @@ FEATURES = Features(
 )
 
 
-def write_split(folder: Path, split: str, rows: list[dict], leave_out: tuple[str, ...] = ()) -> None:
-    """Rows as Parquet, with time stamps that would crash whoever computed with them."""
+def write_split(folder: Path, split: str, rows: list[dict], leave_out: tuple[str, ...] = (), time=np.nan) -> None:
+    """Rows as Parquet, by default with time stamps that would crash whoever computed with them."""
     folder.mkdir(parents=True, exist_ok=True)
     table = [
         {
             "video_id": f"video{i}",
             "duration": 10.0,
-            "timestamps": [[float("nan")] * 2] * len(row["captions"]),
+            "timestamps": [[i * time, (i + 1) * time] for i in range(len(row["captions"]))],
             **{name: value if name == "captions" else value.half().numpy() for name, value in row.items()},
         }
         for i, row in enumerate(rows)
@@ -75,7 +75,7 @@ def place(tmp_path_factory) -> Path:
     decoder.save_pretrained(folder / "decoder")
     tokenizer.save_pretrained(folder / "decoder")
     write_split(folder / "data", "train", [row for seed in range(4) for row in make_rows(seed)])
-    write_split(folder / "data", "validation", make_rows(9))
+    write_split(folder / "data", "validation", make_rows(9), time=3.0)
     fields = {
         "clip": str(folder / "clip"),
         "decoder": str(folder / "decoder"),
@@ -108,7 +108,8 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(place) -> Path:
     """The output folder of a whole run with validation."""
-    train.main([str(place / "tiny.yaml"), "--output_dir", str(place / "run"), "--validation_split", "validation"])
+    arguments = ["--validation_split", "validation", "--score_at_end", "true"]
+    train.main([str(place / "tiny.yaml"), "--output_dir", str(place / "run"), *arguments])
     return place / "run"
 
 
@@ -237,16 +238,32 @@ def test_a_method_needs_no_more_than_its_columns(place, tmp_path):
     assert {"loss_positive", "loss_diversity"} <= trainer.state.log_history[0].keys()
 
 
+def test_scoring_needs_a_split_to_score(place, tmp_path):
+    with pytest.raises(SystemExit, match="--validation_split"):
+        train.main([str(place / "tiny.yaml"), "--output_dir", str(tmp_path), "--score_at_end", "true"])
+
+
+def test_model_config_overrides_that_of_the_model_to_go_on_from(place, run, tmp_path):
+    arguments = ["--model_name_or_path", str(run), "--output_dir", str(tmp_path), "--captioning_epochs", "0"]
+    sizes = yaml.safe_load((place / "tiny.yaml").read_text())["model_config"]
+    fields = {"mask_memory": "encoded", "alignment_loss_weight": 0.5, "similarity_loss_weight": 0.0}
+    trainer = train.main([str(place / "tiny.yaml"), *arguments, "--model_config", json.dumps(sizes | fields)])
+    logged = trainer.state.log_history[0]
+    assert "loss_alignment" in logged and "loss_similarity" not in logged
+    saved = SailForDenseVideoCaptioning.from_pretrained(tmp_path)
+    assert (saved.config.mask_memory, saved.config.alignment_loss_weight) == ("encoded", 0.5)
+
+
 def test_nothing_but_captions_and_features_reaches_training(place):
-    columns = train.load_split(str(place / "data"), "train").column_names
+    columns = train.load_split(str(place / "data"), "train", train.COLUMNS).column_names
     assert set(columns) == {"captions", "video_features", "caption_features", "transition_features"}
 
 
 def test_a_split_or_folder_that_is_not_there(place, tmp_path):
     with pytest.raises((SystemExit, ValueError), match="nosplit"):
-        train.load_split(str(place / "data"), "nosplit")
+        train.load_split(str(place / "data"), "nosplit", train.COLUMNS)
     with pytest.raises((SystemExit, FileNotFoundError), match="nowhere"):
-        train.load_split(str(tmp_path / "nowhere"), "train")
+        train.load_split(str(tmp_path / "nowhere"), "train", train.COLUMNS)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -303,6 +320,7 @@ def test_two_processes_give_the_single_process_run(place, run):
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     arguments = ["training/train.py", str(place / "tiny.yaml"), "--output_dir", str(output)]
     arguments += ["--per_device_train_batch_size", "3", "--save_strategy", "no", "--validation_split", "validation"]
+    arguments += ["--score_at_end", "true"]
     result = subprocess.run(
         [*launch, *arguments],
         cwd=ROOT,
@@ -314,6 +332,10 @@ def test_two_processes_give_the_single_process_run(place, run):
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("Saved") == 1
     assert_same_run(output, run)
+    # Each process captioned a share of the three videos.
+    assert result.stdout.count("3 videos, ") == 1
+    assert (output / "results.json").read_text() == (run / "results.json").read_text()
+    assert (output / "scores.json").read_text() == (run / "scores.json").read_text()
 
 
 def test_time_warp_keeps_frames_in_order_and_leaves_the_rest_alone():

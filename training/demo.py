@@ -25,6 +25,7 @@ from transformers import GPT2Config, HfArgumentParser, PreTrainedTokenizerFast, 
 from sail_hf import DenseVideoCaptioningMetric
 from sail_hf.metric import METRICS, format_table
 from sail_hf.metric_localization import interval_iou
+from sail_hf.scoring import write_json
 from sail_hf.visualization import format_html, format_srt, format_vtt, plot_events
 
 CONFIG = Path(__file__).parent / "configs" / "playground.yaml"
@@ -145,45 +146,56 @@ def summary(scores: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    (args,) = HfArgumentParser(DemoArguments, description=__doc__).parse_args_into_dataclasses()
-    out, seconds = args.output, {}
-    world, clip, decoder, dataset = (out / name for name in ("playground", "clip", "decoder", "dataset"))
-    checkpoint = out / "checkpoint"
-    set_seed(args.seed)
-
+def make_world(out: Path, num_train: int, num_test: int, seed: int, seconds: dict[str, float]) -> None:
+    """All that training needs, under `out`: playground, CLIP, data set with features, and the decoder's folder."""
+    world, clip = out / "playground", out / "clip"
+    set_seed(seed)
     with step("Rendering the playground (rendered videos, not real ones)", seconds):
-        render_playground(world, args.num_train, args.num_test, seed=args.seed)
+        render_playground(world, num_train, num_test, seed=seed)
     with step("Training a small CLIP on rendered stills", seconds):
-        train_clip.main(["--pictures", str(world / "pictures"), "--output", str(clip), "--seed", str(args.seed)])
+        train_clip.main(["--pictures", str(world / "pictures"), "--output", str(clip), "--seed", str(seed)])
     with step("Extracting features", seconds):
         extract_features.main(
             ["--annotations", str(world / "train.json"), "--videos", str(world / "videos"), "--clip", str(clip)]
-            + ["--output", str(dataset), "--num_frames", "48"]
+            + ["--output", str(out / "dataset"), "--num_frames", "48"]
         )
+        rows = json.loads((world / "train.json").read_text()).values()
+        write_decoder(out / "decoder", [text for row in rows for text in row["sentences"]])
+
+
+def train_sail(out: Path, checkpoint: Path, seed: int, arguments: list[str]) -> None:
+    """Train on the world under `out`; `arguments` are train.py's, beside those of the playground's configuration."""
+    parts = [word for part in ("clip", "decoder", "dataset") for word in (f"--{part}", str(out / part))]
+    train.main([str(CONFIG), *parts, "--output_dir", str(checkpoint), "--seed", str(seed), *arguments])
+
+
+def caption_test_videos(pipe, out: Path) -> dict[str, dict[str, list[dict]]]:
+    """Events of the test videos by localisation and video: masks, alignment, and alignment of the true captions."""
+    references = json.loads((out / "playground" / "test.json").read_text())
+    paths = [str(out / "playground" / "videos" / f"{video}.mp4") for video in references]
+    given = [reference["sentences"] for reference in references.values()]
+    # Sentences are aligned with finer frames than those they were written from.
+    finer = {"frames_per_second": 4}
+    events = {
+        "masks": pipe(paths, batch_size=8, localization="masks"),
+        "alignment": pipe(paths, batch_size=8, localization="alignment", **finer),
+        "true captions, aligned": pipe(paths, captions=given, gap_level=0.75, **finer),
+    }
+    return {name: dict(zip(references, of_videos, strict=True)) for name, of_videos in events.items()}
+
+
+def main() -> None:
+    (args,) = HfArgumentParser(DemoArguments, description=__doc__).parse_args_into_dataclasses()
+    out, seconds = args.output, {}
+    world, checkpoint = out / "playground", out / "checkpoint"
+    make_world(out, args.num_train, args.num_test, args.seed, seconds)
     with step("Training SAIL on captions alone", seconds):
-        captions = [
-            text for row in json.loads((world / "train.json").read_text()).values() for text in row["sentences"]
-        ]
-        write_decoder(decoder, captions)
-        train.main(
-            [str(CONFIG), "--clip", str(clip), "--decoder", str(decoder), "--dataset", str(dataset)]
-            + ["--output_dir", str(checkpoint), "--seed", str(args.seed), *args.training.split()]
-        )
+        train_sail(out, checkpoint, args.seed, args.training.split())
     with step("Captioning videos never seen in training", seconds):
         references = json.loads((world / "test.json").read_text())
         pipe = pipeline("dense-video-captioning", model=str(checkpoint))
         default = pipe.model.generation_config.localization
-        paths = [str(world / "videos" / f"{video}.mp4") for video in references]
-        # Sentences are aligned with finer frames than those they were written from.
-        finer = {"masks": {}, "alignment": {"frames_per_second": 4}}
-        results = {
-            name: dict(zip(references, pipe(paths, batch_size=8, localization=name, **options), strict=True))
-            for name, options in finer.items()
-        }
-        given = [reference["sentences"] for reference in references.values()]
-        aligned = pipe(paths, captions=given, frames_per_second=4, gap_level=0.75)
-        results["true captions, aligned"] = dict(zip(references, aligned, strict=True))
+        results = caption_test_videos(pipe, out)
     with step("Scoring and drawing", seconds):
         # METEOR and the like for the default alone: the others are there for their times.
         times = ("localization", "controls")
@@ -193,16 +205,17 @@ def main() -> None:
         for video in list(references)[: args.num_pictures]:
             draw(out, pipe, world / "videos" / f"{video}.mp4", results[default][video], references[video])
         content = {**scores[default], "localization": default, "by_localization": scores, "seconds": seconds}
-        (out / "scores.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_json(out / "scores.json", content)
 
     best = scores[default]
+    video = world / "videos" / f"{next(iter(references))}.mp4"
     print(
         f"\n{format_table(best, name=f'sail, {default}')}\n\n{summary(scores)}\n\n"
         f"On {len(references)} unseen videos, with {default}: the number of events is right in "
         f"{best['event_count_accuracy']:.0%}, the actor in {best['actor_accuracy']:.0%} of "
         f"{best['num_matched_sentences']} sentences matched by tIoU.\n"
         f"Pictures, pages and subtitles: {out}\nModel: {checkpoint}\nNext:\n"
-        f"  .venv/bin/sail caption {paths[0]} --model {checkpoint}"
+        f"  .venv/bin/sail caption {video} --model {checkpoint}"
     )
 
 

@@ -7,7 +7,6 @@ It only scores files. Everything that is wrong with one of them is said before a
 
 import json
 import logging
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from annotations import MAX_OVERRUN, read_annotation_file
 from transformers import HfArgumentParser
 
 from sail_hf.metric import METRICS, DenseVideoCaptioningMetric, checked_prediction, format_table
+from sail_hf.scoring import write_json
 
 logger = logging.getLogger(__name__)
 FORM = '{"results": {video_id: [{"sentence": str, "timestamp": [start, end]}, ...]}}'
@@ -117,10 +117,7 @@ def evaluate_files(args: EvaluateArguments) -> dict[str, Any]:
         missing=args.missing,
         metrics=args.metrics,
     )
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.output.with_name(args.output.name + ".part")
-    temporary.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, args.output)
+    write_json(args.output, scores)
     return scores
 
 

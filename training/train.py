@@ -9,7 +9,6 @@ The YAML file holds fields of the dataclasses below and of `SailTrainingArgument
 """
 
 import json
-import subprocess
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,7 +17,6 @@ import datasets
 import extract_features
 import torch
 import yaml
-from predict import predict_dataset, write_submission
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -35,12 +33,17 @@ from sail_hf.clip_sail import load_clip
 
 # The only columns that training sees: time stamps stay behind.
 COLUMNS = ["captions", "video_features", "caption_features", "transition_features"]
+# What scoring needs beside them.
+REFERENCES = ["video_id", "duration", "timestamps", "references"]
 
 
 @dataclass
 class ModelArguments:
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Trained SAIL to go on from; it brings its CLIP, decoder, method and sizes."}
+        default=None,
+        metadata={
+            "help": "Trained SAIL to go on from; it brings CLIP, decoder, method and sizes; model_config overrides."
+        },
     )
     clip: str = field(
         default="ViT-L-14", metadata={"help": "open_clip model, hf-hub:org/repo or folder; the one of the features."}
@@ -94,10 +97,8 @@ class DataArguments:
     time_warp: float = field(
         default=0.0, metadata={"help": "Augmentation for little data: strength of random changes of speed, in [0, 1)."}
     )
-    validation_split: str | None = field(default=None, metadata={"help": "Split whose loss is computed, if any."})
-    references: list[str] | None = field(
-        default=None,
-        metadata={"help": "Annotation files of the validation split: caption it at the end and score against these."},
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split whose loss is computed, and that --score_at_end captions and scores."}
     )
     resume: bool = field(
         default=True, metadata={"help": "Go on from the last checkpoint in output_dir, if there is one."}
@@ -106,8 +107,6 @@ class DataArguments:
     def __post_init__(self):
         if (self.dataset is None) == (self.videos is None) or (self.videos is None) != (self.captions is None):
             raise ValueError("Give either --dataset, or --videos together with --captions.")
-        if self.references and not self.validation_split:
-            raise ValueError("--references needs --validation_split, the split that is captioned and scored.")
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, SailTrainingArguments]:
@@ -133,8 +132,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Sai
     return parser.parse_args_into_dataclasses(argv)
 
 
-def load_split(name: str, split: str) -> datasets.Dataset:
-    """One split of a folder or Hub data set, with the columns that training may see.
+def load_split(name: str, split: str, columns: list[str]) -> datasets.Dataset:
+    """One split of a folder or Hub data set, with those of the columns that it has.
 
     Raises:
         SystemExit: a column that training needs is missing.
@@ -143,7 +142,7 @@ def load_split(name: str, split: str) -> datasets.Dataset:
     missing = {"captions", "video_features"} - set(data.column_names)
     if missing:
         sys.exit(f"{name}, split {split}, lacks {sorted(missing)}; training/extract_features.py makes them.")
-    return data.select_columns([column for column in COLUMNS if column in data.column_names]).with_format("numpy")
+    return data.select_columns([column for column in columns if column in data.column_names]).with_format("numpy")
 
 
 def extract_features_of(data_args: DataArguments, config: SailConfig, output_dir: str) -> str:
@@ -196,11 +195,11 @@ def check_losses(config, columns: list[str]) -> None:
 
 def build_model(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, SailProcessor]:
     """A trained model to go on from, or a new one around a pretrained CLIP and decoder."""
-    if args.model_name_or_path:
-        model = SailForDenseVideoCaptioning.from_pretrained(args.model_name_or_path)
-        return model, SailProcessor.from_pretrained(args.model_name_or_path)
     if unknown := set(args.model_config) - {field.name for field in fields(SailConfig)}:
         sys.exit(f"`model_config` has fields that SailConfig has not: {', '.join(sorted(unknown))}.")
+    if args.model_name_or_path:
+        model = SailForDenseVideoCaptioning.from_pretrained(args.model_name_or_path, **args.model_config)
+        return model, SailProcessor.from_pretrained(args.model_name_or_path)
     clip = load_clip(args.clip)
     clip.vision_config.include_text_tower = args.include_text_tower
     if args.decoder_from_scratch:
@@ -225,27 +224,21 @@ def build_model(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, Sail
     return model, processor
 
 
-def score_validation(trainer: SailTrainer, processor: SailProcessor, data_args: DataArguments) -> None:
-    """Caption the validation split; write results.json and scores.json into the output folder, and print the table."""
-    output = Path(trainer.args.output_dir)
-    data = datasets.load_dataset(data_args.dataset, split=data_args.validation_split)
-    model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    write_submission(output / "results.json", predict_dataset(model, processor, data))
-    # A process of its own, since that script and the library `evaluate` have one name.
-    command = [sys.executable, str(Path(__file__).with_name("evaluate.py")), "--references", *data_args.references]
-    command += ["--predictions", str(output / "results.json"), "--output", str(output / "scores.json")]
-    subprocess.run(command, check=True)
-
-
 def main(argv: list[str] | None = None) -> SailTrainer:
     model_args, data_args, training_args = parse_arguments(list(sys.argv[1:] if argv is None else argv))
+    if training_args.score_at_end and not data_args.validation_split:
+        sys.exit("--score_at_end needs --validation_split, the split that is captioned and scored.")
     set_seed(training_args.seed)
     model, processor = build_model(model_args)
     if data_args.videos:
         # One process extracts; the others find its features.
         with training_args.main_process_first(local=False, desc="extracting features"):
             data_args.dataset = extract_features_of(data_args, model.config, training_args.output_dir)
-    train_set = load_split(data_args.dataset, data_args.split)
+    train_set = load_split(data_args.dataset, data_args.split, COLUMNS)
+    validation_set = None
+    if data_args.validation_split:
+        columns = COLUMNS + REFERENCES if training_args.score_at_end else COLUMNS
+        validation_set = load_split(data_args.dataset, data_args.validation_split, columns)
     check_losses(model.config, train_set.column_names)
     too_many = sum(len(captions) > model.config.num_queries for captions in train_set["captions"])
     if too_many:
@@ -259,7 +252,7 @@ def main(argv: list[str] | None = None) -> SailTrainer:
         model=model,
         args=training_args,
         train_dataset=TimeWarped(train_set, data_args.time_warp) if data_args.time_warp else train_set,
-        eval_dataset=load_split(data_args.dataset, data_args.validation_split) if data_args.validation_split else None,
+        eval_dataset=validation_set,
         data_collator=SailDataCollator(processor, model.config.num_queries, max_length),
         processing_class=processor,
     )
@@ -270,8 +263,6 @@ def main(argv: list[str] | None = None) -> SailTrainer:
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        if data_args.references:
-            score_validation(trainer, processor, data_args)
         print(f"\nSaved {training_args.output_dir}. Next:\n  sail caption VIDEO --model {training_args.output_dir}")
     return trainer
 

@@ -1,0 +1,47 @@
+"""training/compare_methods.py: what its variants are, and the table it makes of several seeds."""
+
+import json
+
+import pytest
+from compare_methods import VARIANTS, folder_name, format_comparison, rows_of, second_stage
+
+from sail_hf import SailConfig
+
+WEIGHTS = ["similarity", "augmentation", "diversity", "alignment"]
+
+
+@pytest.mark.parametrize(
+    ("variant", "weights", "memory", "layers"),
+    [
+        ("ilcacm", [0, 0, 1, 0], "frames", 1),
+        ("sail", [1, 0.25, 0, 0], "frames", 1),
+        ("sail, 3 mask layers", [1, 0.25, 0, 0], "frames", 3),
+        ("sail-align, encoded frames", [1, 0.25, 0, 1], "encoded", 1),
+    ],
+)
+def test_a_variant_replaces_all_weights_of_the_first_stage(variant, weights, memory, layers):
+    config = SailConfig(method="sail")  # of which every weight is given in a saved configuration
+    for name, value in second_stage(variant).items():
+        assert hasattr(config, name)
+        setattr(config, name, value)
+    assert [getattr(config, f"{name}_loss_weight") for name in WEIGHTS] == weights
+    assert (config.mask_memory, config.mask_decoder_layers) == (memory, layers)
+
+
+def test_rows_and_means_over_seeds(tmp_path):
+    seeds = []
+    for seed, f1 in enumerate((0.4, 0.6)):
+        for variant in VARIANTS:
+            masks = {"f1": f1, "lift": f1 / 2, "center_correlation": None, "width_correlation": 0.5}
+            masks |= {"f1_equal_spans": 0.3, "f1_three_spans": 0.2, "f1_equal_spans_reference_counts": 0.35}
+            kinds = {"masks": masks, "alignment": {**masks, "f1": 0.9}, "true captions, aligned": {**masks, "f1": 1.0}}
+            folder = tmp_path / f"{seed}" / folder_name(variant)
+            folder.mkdir(parents=True)
+            (folder / "scores.json").write_text(json.dumps(kinds if variant == "sail" else {"masks": masks}))
+        seeds.append(rows_of(tmp_path / f"{seed}"))
+    table = format_comparison(seeds).splitlines()
+    assert len(table) == 2 + 3 + len(VARIANTS) + 2
+    assert "| sail, masks | 50.0 ± 10.0 | 25.0 ± 5.0 |  | 0.50 ± 0.00 |  |" in table
+    assert "| equal spans, true counts | 35.0 ± 0.0 |  |  |  |  |" in table
+    assert "| true captions aligned | 100.0 ± 0.0 | 25.0 ± 5.0 |  | 0.50 ± 0.00 |  |" in table
+    assert "| sail, masks | 40.0 | 20.0 |  | 0.50 |  |" in format_comparison(seeds[:1])
