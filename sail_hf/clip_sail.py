@@ -101,6 +101,7 @@ def load_clip(name: str, pretrained: str = "openai") -> SailClip:
         image_size=size if isinstance(size, int) else size[0],
         image_mean=list(preprocess["mean"]),
         image_std=list(preprocess["std"]),
+        resize_mode=preprocess.get("resize_mode") or "shortest",
     )
     return SailClip(model, vision_config, open_clip.get_tokenizer(source))
 

@@ -30,6 +30,8 @@ class SailVisionConfig(PreTrainedConfig):
         open_clip's own description of the towers (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`, ...).
     image_size (`int`, defaults to 224), image_mean, image_std (`list[float]`):
         Preprocessing: side of the square input in pixels, and the normalisation of values in [0, 1].
+    resize_mode (`str`, defaults to `"shortest"`):
+        How frames become square: `"shortest"` (resize of the short side, centre crop; OpenAI's) or `"squash"` (SigLIP's).
     include_text_tower (`bool`, defaults to `False`):
         Whether the text tower is part of the model too (needed to align captions to frames without a second download).
     """
@@ -42,6 +44,7 @@ class SailVisionConfig(PreTrainedConfig):
     image_size: int = 224
     image_mean: list[float] | tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: list[float] | tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    resize_mode: Literal["shortest", "squash"] = "shortest"
     include_text_tower: bool = False
 
     def __post_init__(self, **kwargs):

@@ -191,7 +191,7 @@ class SailVideoProcessor(BaseVideoProcessor):
 
     Args:
         num_frames (`int`, defaults to 32): T, frames per video.
-        size (`dict`, defaults to `{"shortest_edge": 224}`), crop_size (`dict`, defaults to 224 x 224): pixels.
+        size (`dict`, defaults to `{"shortest_edge": 224}`; height and width: no matter the shape), crop_size (`dict`, defaults to 224 x 224): pixels.
         resample (`PILImageResampling`, defaults to bicubic)
         image_mean, image_std (`list[float]`): of RGB values in [0, 1].
     """
@@ -208,10 +208,11 @@ class SailVideoProcessor(BaseVideoProcessor):
     @classmethod
     def from_vision_config(cls, vision_config, num_frames: int = 32) -> "SailVideoProcessor":
         """The preprocessing that the CLIP of a `SailVisionConfig` was trained with."""
+        square = {"height": vision_config.image_size, "width": vision_config.image_size}
         return cls(
             num_frames=num_frames,
-            size={"shortest_edge": vision_config.image_size},
-            crop_size={"height": vision_config.image_size, "width": vision_config.image_size},
+            size=square if vision_config.resize_mode == "squash" else {"shortest_edge": vision_config.image_size},
+            crop_size=square,
             image_mean=list(vision_config.image_mean),
             image_std=list(vision_config.image_std),
         )

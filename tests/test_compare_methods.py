@@ -15,8 +15,8 @@ WEIGHTS = ["similarity", "augmentation", "diversity", "alignment"]
     [
         ("ilcacm", [0, 0, 1, 0], "frames", 1),
         ("sail", [1, 0.25, 0, 0], "frames", 1),
-        ("sail, 3 mask layers", [1, 0.25, 0, 0], "frames", 3),
-        ("sail-align, encoded frames", [1, 0.25, 0, 1], "encoded", 1),
+        ("sail-align", [1, 0.25, 0, 1], "frames", 1),
+        ("sail-align, encoded frames, 3 mask layers", [1, 0.25, 0, 1], "encoded", 3),
     ],
 )
 def test_a_variant_replaces_all_weights_of_the_first_stage(variant, weights, memory, layers):

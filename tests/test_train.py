@@ -303,6 +303,9 @@ def test_a_run_that_was_cut_off_goes_on(place, run, tmp_path):
     """After the first stage the run stops; started again with the same command, it ends as if it had not."""
     output = tmp_path / "run"
     shutil.copytree(run / "checkpoint-2", output / "checkpoint-2")
+    # Killed while it wrote the next checkpoint.
+    (output / "checkpoint-3").mkdir()
+    shutil.copy(run / "checkpoint-2" / "config.json", output / "checkpoint-3")
     trainer = train.main([str(place / "tiny.yaml"), "--output_dir", str(output)])
     assert trainer.state.global_step == 4
     assert_same_run(output, run)

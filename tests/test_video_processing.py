@@ -3,6 +3,7 @@
 import gc
 import http.server
 import io
+import json
 import random
 import shutil
 import threading
@@ -18,7 +19,9 @@ import pytest
 import torch
 from numbered_video import BITS, numbered_frame, read_number, render
 from PIL import Image, ImageDraw, ImageFont
+from tiny import make_clip
 
+from sail_hf.clip_sail import load_clip
 from sail_hf.configuration_sail import SailVisionConfig
 from sail_hf.video_processing_sail import (
     SailVideoProcessor,
@@ -538,18 +541,36 @@ def test_empty_file(shared):
 # CLIP's preprocessing
 
 
-@pytest.mark.parametrize("shape", [(240, 320), (321, 215), (50, 333), (225, 224), (1, 1)])
-def test_preprocessing_is_open_clips(shape):
+@pytest.mark.parametrize(
+    ("resize_mode", "shape"),
+    [("shortest", shape) for shape in [(240, 320), (321, 215), (50, 333), (225, 224), (1, 1)]]
+    + [("squash", shape) for shape in [(240, 320), (480, 270), (50, 333), (224, 224), (1, 1)]],
+)
+def test_preprocessing_is_open_clips(shape, resize_mode):
     from open_clip.transform import image_transform
 
     noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(noise).resize((8, 8)).resize(shape[::-1], Image.Resampling.BICUBIC))
+    processor = SailVideoProcessor.from_vision_config(SailVisionConfig(resize_mode=resize_mode))
     for frame in (noise, smooth):
-        ours = SailVideoProcessor().process_frames([frame])[0]
-        theirs = image_transform(224, is_train=False)(Image.fromarray(frame))
+        ours = processor.process_frames([frame])[0]
+        theirs = image_transform(224, is_train=False, resize_mode=resize_mode)(Image.fromarray(frame))
         difference = (ours - theirs).abs()
         assert difference.max() < 2.1 / 255 / 0.26  # two grey levels
         assert difference.mean() < 0.1 / 255 / 0.26
+
+
+def test_a_clip_that_squashes_frames_says_so(tmp_path):
+    """As SigLIP's."""
+    make_clip(tmp_path)
+    path = tmp_path / "open_clip_config.json"
+    content = json.loads(path.read_text())
+    content["preprocess_cfg"]["resize_mode"] = "squash"
+    path.write_text(json.dumps(content))
+    processor = SailVideoProcessor.from_vision_config(load_clip(str(tmp_path)).vision_config)
+    (pixels,) = processor.process_frames([np.repeat(np.array([[[0] * 3], [[255] * 3]], np.uint8), 90, axis=1)])
+    assert processor.size == {"height": 32, "width": 32} and pixels.shape == (3, 32, 32)
+    assert pixels[:, 0].max() < -1.9 and pixels[:, -1].min() > 1.9  # all of the height, black to white
 
 
 def test_frames_are_processed_one_by_one():

@@ -28,8 +28,6 @@ ENCODED, DEEP = {"mask_memory": "encoded"}, {"mask_decoder_layers": 3}
 VARIANTS = {
     "ilcacm": ("ilcacm", {}),
     "sail": ("sail", {}),
-    "sail, 3 mask layers": ("sail", DEEP),
-    "sail, encoded frames": ("sail", ENCODED),
     "sail-align": ("sail-align", {}),
     "sail-align, encoded frames": ("sail-align", ENCODED),
     "sail-align, encoded frames, 3 mask layers": ("sail-align", ENCODED | DEEP),
@@ -50,8 +48,8 @@ class CompareArguments:
     num_train: int = field(default=1000, metadata={"help": "Videos to learn from."})
     num_test: int = field(default=60, metadata={"help": "Videos to score on."})
     captioning_epochs: float = field(default=14, metadata={"help": "Of the first stage, which all share."})
-    localization_epochs: float = field(default=2, metadata={"help": "Of each second stage."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Highest of the second stages."})
+    localization_epochs: float = field(default=1.5, metadata={"help": "Of each second stage."})
+    learning_rate: float = field(default=3e-4, metadata={"help": "Highest of the second stages."})
 
 
 def folder_name(variant: str) -> str:

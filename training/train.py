@@ -18,7 +18,8 @@ import extract_features
 import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import sort_checkpoints
 
 from sail_hf import (
     SailConfig,
@@ -224,6 +225,13 @@ def build_model(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, Sail
     return model, processor
 
 
+def last_whole_checkpoint(folder: str) -> str | None:
+    """The last checkpoint that was written to its end, of which the trainer's state is the last part."""
+    checkpoints = sort_checkpoints(folder, use_mtime=False)
+    whole = [path for path in checkpoints if Path(path, TRAINER_STATE_NAME).is_file()]
+    return whole[-1] if whole else None
+
+
 def main(argv: list[str] | None = None) -> SailTrainer:
     model_args, data_args, training_args = parse_arguments(list(sys.argv[1:] if argv is None else argv))
     if training_args.score_at_end and not data_args.validation_split:
@@ -256,10 +264,7 @@ def main(argv: list[str] | None = None) -> SailTrainer:
         data_collator=SailDataCollator(processor, model.config.num_queries, max_length),
         processing_class=processor,
     )
-    # Another process may not have made the folder yet.
-    resume = data_args.resume and Path(training_args.output_dir).is_dir()
-    last = get_last_checkpoint(training_args.output_dir) if resume else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(training_args.output_dir) if data_args.resume else None)
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
