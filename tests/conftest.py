@@ -1,4 +1,6 @@
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,3 +18,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the reference data folder {SHARED} is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def evaluate_py():
+    """training/evaluate.py as a module of another name: `evaluate` is the library."""
+    path = Path(__file__).parents[1] / "training" / "evaluate.py"
+    spec = importlib.util.spec_from_file_location("training_evaluate", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]

@@ -1,6 +1,5 @@
 """training/evaluate.py as its users call it: good files give scores and a table, wrong files say what is wrong."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -11,17 +10,6 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "training" / "evaluate.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    """The script as a module of another name: `evaluate` is the library."""
-    spec = importlib.util.spec_from_file_location("training_evaluate", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.fixture
@@ -47,9 +35,9 @@ def arguments(folder: Path, predictions: str = "good", *more: str) -> list[str]:
     ]
 
 
-def test_scores_and_table(script, files, capsys):
+def test_scores_and_table(evaluate_py, files, capsys):
     folder, _ = files
-    script.main(arguments(folder))
+    evaluate_py.main(arguments(folder))
     scores = json.loads((folder / "out" / "scores.json").read_text())
     # dogs: the second file's first event exactly, so precision 1 and recall 1/2 at every threshold; chess is missing.
     assert (scores["precision"], scores["recall"], scores["num_missing"]) == (0.5, 0.25, 1)
@@ -66,9 +54,9 @@ def test_scores_and_table(script, files, capsys):
     assert [path.name for path in (folder / "out").iterdir()] == ["scores.json"]
 
 
-def test_missing_videos_may_be_left_out(script, files):
+def test_missing_videos_may_be_left_out(evaluate_py, files):
     folder, _ = files
-    script.main(arguments(folder, "good", "--missing", "skip", "--protocol", "2018"))
+    evaluate_py.main(arguments(folder, "good", "--missing", "skip", "--protocol", "2018"))
     scores = json.loads((folder / "out" / "scores.json").read_text())
     assert (scores["precision"], scores["missing"], scores["protocol"]) == (1, "skip", "2018")
 
@@ -87,36 +75,36 @@ def test_missing_videos_may_be_left_out(script, files):
         ),
     ],
 )
-def test_wrong_predictions_say_what_is_wrong(script, files, content, message, monkeypatch):
+def test_wrong_predictions_say_what_is_wrong(evaluate_py, files, content, message, monkeypatch):
     folder, write = files
     write(bad=content)
-    monkeypatch.setattr(script, "DenseVideoCaptioningMetric", None)  # nothing may be computed
+    monkeypatch.setattr(evaluate_py, "DenseVideoCaptioningMetric", None)  # nothing may be computed
     with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
-        script.main(arguments(folder, "bad"))
+        evaluate_py.main(arguments(folder, "bad"))
     assert not (folder / "out").exists()
 
 
-def test_files_that_are_missing_broken_or_without_times(script, files):
+def test_files_that_are_missing_broken_or_without_times(evaluate_py, files):
     folder, write = files
     with pytest.raises(SystemExit, match=r"No such file.*nothing\.json"):
-        script.main(arguments(folder, "nothing"))
+        evaluate_py.main(arguments(folder, "nothing"))
     (folder / "broken.json").write_text("{")
     with pytest.raises(SystemExit, match="broken.json is not a JSON file"):
-        script.main(arguments(folder, "broken"))
+        evaluate_py.main(arguments(folder, "broken"))
     (folder / "second.jsonl").write_text('{"video": "dogs", "captions": ["A dog runs."]}\n')
     with pytest.raises(SystemExit, match="1 videos have no time stamps to score against, e.g. dogs"):
-        script.main([argument.replace("second.json", "second.jsonl") for argument in arguments(folder)])
+        evaluate_py.main([argument.replace("second.json", "second.jsonl") for argument in arguments(folder)])
     write(second={"dogs": {"duration": 20, "timestamps": [[0, 90]], "sentences": ["A dog runs."]}})
     with pytest.raises(SystemExit, match=r"second\.json.*(?s:.)*outside of the video"):
-        script.main(arguments(folder))
+        evaluate_py.main(arguments(folder))
 
 
-def test_times_outside_of_the_video_are_said_and_scored(script, files, caplog):
+def test_times_outside_of_the_video_are_said_and_scored(evaluate_py, files, caplog):
     folder, write = files
     events = [{"sentence": "x", "timestamp": times} for times in ([0, 20.4], [0, 900], [-3, 5], [9, 2])]
     write(odd={"results": {"dogs": events}})
     with caplog.at_level(logging.WARNING):
-        script.main(arguments(folder, "odd"))
+        evaluate_py.main(arguments(folder, "odd"))
     assert "3 predicted events have times outside of the video or reversed" in caplog.text
     assert "dogs [0, 900] in 0 to 20 s" in caplog.text
     assert json.loads((folder / "out" / "scores.json").read_text())["num_predictions"] == 4

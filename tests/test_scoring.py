@@ -1,9 +1,6 @@
 """Scores at the end of training: those that training/evaluate.py gives for the same captions and reference files."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 from build_dataset import build_dataset
@@ -13,24 +10,12 @@ from tiny import CAPTIONS, make_model, make_processor, make_rows
 from sail_hf import SailDataCollator, SailTrainer, SailTrainingArguments
 from sail_hf.scoring import reference_sets
 
-SCRIPT = Path(__file__).parents[1] / "training" / "evaluate.py"
 TIMES = [[[0.0, 4.0], [4.0, 9.0], [8.0, 20.0]], [[0.0, 6.0], [5.0, 15.0]], [[1.0, 5.0]]]
 
 
 @pytest.fixture(scope="module")
 def processor():
     return make_processor()
-
-
-@pytest.fixture(scope="module")
-def evaluate_py():
-    """The script as a module of another name: `evaluate` is the library."""
-    spec = importlib.util.spec_from_file_location("training_evaluate", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 @pytest.fixture(scope="module")
