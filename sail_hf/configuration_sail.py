@@ -6,7 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-# Loss weights and mask generator of each method: the rows of the paper's Figure 2a, Table 4 and Table 6.
+# Loss weights and mask generator of each method: the rows of the paper's Figure 2a, Table 4 and Table 6, and `sail-align`,
+# whose mask generator learns from captions aligned with frames, and looks (README, training/compare_methods.py).
 METHODS = {
     "fixed": {"mask_generator": "fixed"},
     "ilcacm": {"diversity_loss_weight": 1.0},
@@ -14,7 +15,12 @@ METHODS = {
     "sail-synth": {"augmentation_loss_weight": 0.25},
     "sail-synth-hn": {"similarity_loss_weight": 1.0, "transition_hard_negatives": True},
     "sail": {"similarity_loss_weight": 1.0, "augmentation_loss_weight": 0.25},
-    "sail-align": {"similarity_loss_weight": 1.0, "augmentation_loss_weight": 0.25, "alignment_loss_weight": 1.0},
+    "sail-align": {
+        "mask_generator": "progress",
+        "similarity_loss_weight": 1.0,
+        "augmentation_loss_weight": 0.25,
+        "alignment_loss_weight": 1.0,
+    },
 }
 
 
@@ -85,7 +91,9 @@ class SailConfig(PreTrainedConfig):
         output, through a projection).
     dropout (`float`, defaults to 0.1)
     mask_generator (`str`, *optional*):
-        `"learned"`, or `"fixed"`: equal widths, uniformly spread (Figure 2a). Set by `method`.
+        `"learned"`: event queries, as the paper. `"progress"`: frames that drive a video's progress from event to event
+        (`SailProgressMaskGenerator`; its hidden width is `mask_decoder_ffn_dim`). `"fixed"`: equal widths, uniformly spread
+        (Figure 2a). Set by `method`.
     mask_type (`str`, defaults to `"gaussian"`):
         `"gaussian"` (Eq. 1), `"cauchy"` or `"hard"` (Table 7).
     mask_temperature (`float`, defaults to 2.0):
@@ -125,7 +133,7 @@ class SailConfig(PreTrainedConfig):
     mask_decoder_ffn_dim: int = 1024
     mask_memory: Literal["frames", "encoded"] = "frames"
     dropout: float | int = 0.1
-    mask_generator: Literal["learned", "fixed"] | None = None
+    mask_generator: Literal["learned", "progress", "fixed"] | None = None
     mask_type: Literal["gaussian", "cauchy", "hard"] = "gaussian"
     mask_temperature: float | int = 2.0
     transition_width: float | int = 0.6

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
@@ -190,6 +191,45 @@ class SailMaskGenerator(nn.Module):
         return centers.gather(1, order) * valid, widths.gather(1, order) * valid
 
 
+class SailProgressMaskGenerator(nn.Module):
+    """Frames that drive a video's progress from 0 to N; event i lies where it goes from i to i + 1.
+
+    Convolutions over time give each frame its share of the progress, so what is seen decides where events begin and
+    end, and they come in order: continuous integrate-and-fire (Dong and Xu, ICASSP 2020), made for speech. Beyond the
+    paper, whose event queries (`SailMaskGenerator`) learn where events lie on average.
+    """
+
+    def __init__(self, config: SailConfig):
+        super().__init__()
+        width, hidden = config.feature_size, config.mask_decoder_ffn_dim
+        self.norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList([nn.Conv1d(size, hidden, 5, padding=2) for size in (width, hidden)])
+        self.head = nn.Conv1d(hidden, 1, 1)
+
+    def forward(self, memory: Tensor, frame_mask: Tensor, num_events: Tensor) -> tuple[Tensor, Tensor]:
+        """As `SailMaskGenerator`."""
+        real = frame_mask[:, None].to(memory.dtype)
+        hidden = self.norm(memory).transpose(1, 2)
+        for layer in self.layers:
+            hidden = functional.gelu(layer(hidden * real))
+        # No frame stands quite still, so that every event has a place.
+        rates = ((self.head(hidden).sigmoid() + 0.02) * real)[:, 0].float()
+        progress = functional.pad(rates.cumsum(1), (1, 0))
+        progress = progress / progress[:, -1:] * num_events[:, None]
+        # A frame stands for half a step on either side of its time; step t ends where frame t + 1 begins.
+        step, length = torch.arange(progress.shape[1], device=memory.device), frame_mask.sum(1, keepdim=True)
+        times = ((step - 0.5) / (length - 1).clamp(min=1)).clamp(0, 1).where(step < length, 1.0)
+        event = torch.arange(int(num_events.max()), device=memory.device)
+        valid = event < num_events[:, None]
+        # The first and last tenth of an event are where it is least certain: they are left to what lies between.
+        wanted = torch.cat([event + 0.1, event + 0.9]).where(torch.cat([valid, valid], 1), 0.5)
+        after = torch.searchsorted(progress.detach(), wanted, right=True)
+        low, high = progress.gather(1, after - 1), progress.gather(1, after)
+        begin, end = times.gather(1, after - 1), times.gather(1, after)
+        start, stop = (begin + (wanted - low) / (high - low) * (end - begin)).chunk(2, dim=1)
+        return (start + stop) / 2 * valid, ((stop - start) / 0.8).clamp(max=1) * valid
+
+
 class SailPreTrainedModel(PreTrainedModel):
     config: SailConfig
     base_model_prefix = "model"
@@ -228,7 +268,8 @@ class SailModel(SailPreTrainedModel):
                 if tower is not None:
                     tower.requires_grad_(False)
         self.video_encoder = SailVideoEncoder(config)
-        self.mask_generator = SailMaskGenerator(config) if config.mask_generator == "learned" else None
+        generators = {"learned": SailMaskGenerator, "progress": SailProgressMaskGenerator}
+        self.mask_generator = generators[config.mask_generator](config) if config.mask_generator != "fixed" else None
         hidden, size = config.text_config.hidden_size, config.feature_size
         self.memory_projection = (
             nn.Linear(hidden, size, bias=False)

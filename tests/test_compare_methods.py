@@ -11,21 +11,22 @@ WEIGHTS = ["similarity", "augmentation", "diversity", "alignment"]
 
 
 @pytest.mark.parametrize(
-    ("variant", "weights", "memory", "layers"),
+    ("variant", "weights", "generator", "memory", "layers"),
     [
-        ("ilcacm", [0, 0, 1, 0], "frames", 1),
-        ("sail", [1, 0.25, 0, 0], "frames", 1),
-        ("sail-align", [1, 0.25, 0, 1], "frames", 1),
-        ("sail-align, encoded frames, 3 mask layers", [1, 0.25, 0, 1], "encoded", 3),
+        ("ilcacm", [0, 0, 1, 0], "learned", "frames", 1),
+        ("sail", [1, 0.25, 0, 0], "learned", "frames", 1),
+        ("sail, progress", [1, 0.25, 0, 0], "progress", "frames", 1),
+        ("sail-align", [1, 0.25, 0, 1], "progress", "frames", 1),
+        ("sail-align, 3 layers of event queries on encoded frames", [1, 0.25, 0, 1], "learned", "encoded", 3),
     ],
 )
-def test_a_variant_replaces_all_weights_of_the_first_stage(variant, weights, memory, layers):
+def test_a_variant_replaces_all_weights_of_the_first_stage(variant, weights, generator, memory, layers):
     config = SailConfig(method="sail")  # of which every weight is given in a saved configuration
     for name, value in second_stage(variant).items():
         assert hasattr(config, name)
         setattr(config, name, value)
     assert [getattr(config, f"{name}_loss_weight") for name in WEIGHTS] == weights
-    assert (config.mask_memory, config.mask_decoder_layers) == (memory, layers)
+    assert (config.mask_generator, config.mask_memory, config.mask_decoder_layers) == (generator, memory, layers)
 
 
 def test_rows_and_means_over_seeds(tmp_path):

@@ -25,7 +25,7 @@ from sail_hf import (
     SailProcessor,
     SailVideoProcessor,
 )
-from sail_hf.loss_sail import count_items
+from sail_hf.loss_sail import count_items, segment_loss
 from sail_hf.modeling_sail import event_masks, fixed_segments
 
 LOSSES = ["full", "positive", "negative", "similarity", "augmentation", "diversity", "alignment"]
@@ -174,6 +174,67 @@ def test_a_video_with_n_events_uses_the_first_n_queries(processor):
     with torch.no_grad():
         model.model.mask_generator.queries[1].normal_()
     assert not torch.equal(before.event_centers, model.model(features, num_events=tensor([2])).event_centers)
+
+
+class FixedRates(torch.nn.Module):
+    """In the place of the generator's head: frames that move on, and frames that do not."""
+
+    def __init__(self, moving):
+        super().__init__()
+        self.logits = torch.where(tensor(moving) > 0, 20.0, -20.0)[:, None]
+
+    def forward(self, hidden):
+        return self.logits
+
+
+def test_progress_puts_events_where_frames_move_on(processor):
+    generator = make_model(processor, mask_generator="progress", num_frames=12).model.mask_generator
+    moving = [[0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0]]
+    generator.head = FixedRates(moving)
+    frame_mask = tensor([[1] * 12, [1] * 6 + [0] * 6])
+    centers, widths = generator(torch.zeros(2, 12, 24), frame_mask, tensor([2, 1]))
+    # Frames 2-4 and 7-9 of 12; frames 1-3 of 6. The frames between move a little, too: 2 % of a frame each.
+    torch.testing.assert_close(centers, tensor([[3 / 11, 8 / 11], [2 / 5, 0]]), rtol=0, atol=0.01)
+    torch.testing.assert_close(widths, tensor([[3 / 11, 3 / 11], [3 / 5, 0]]), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 8])
+def test_progress_of_frames_that_are_all_alike_is_even(processor, frames):
+    generator = make_model(processor, mask_generator="progress").model.mask_generator
+    torch.nn.init.zeros_(generator.head.weight)
+    centers, widths = generator(torch.randn(1, frames, 24), torch.ones(1, frames, dtype=torch.long), tensor([4]))
+    assert (widths > 0).all() and (centers.diff() > 0).all()
+    torch.testing.assert_close(centers + centers.flip(1), torch.ones(1, 4))
+    torch.testing.assert_close(widths, widths.flip(1))
+    assert widths.sum().item() == pytest.approx(1, abs=0.15)
+
+
+def test_progress_learns_to_look(processor):
+    """Events of random places, shown by their frames: on unseen videos, centres far closer than any content-free guess."""
+
+    def videos(number):
+        starts, lengths = torch.randint(0, 4, (number, 2)), torch.randint(2, 5, (number, 2))
+        begin = torch.stack([starts[:, 0], starts[:, 0] + lengths[:, 0] + 1 + starts[:, 1]], 1)
+        frame = torch.arange(16)
+        inside = (frame >= begin[..., None]) & (frame < (begin + lengths)[..., None])
+        shown = torch.where(inside.any(1)[..., None], event, scene) + 0.3 * torch.randn(number, 16, 24)
+        return shown, (begin + (lengths - 1) / 2) / 15, lengths / 15
+
+    torch.manual_seed(0)
+    event, scene = torch.randn(2, 24)
+    generator = make_model(processor, mask_generator="progress", num_frames=16).model.mask_generator.train()
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=3e-3)
+    everywhere = torch.ones(32, 16, dtype=torch.long)
+    for _ in range(150):
+        shown, centers, widths = videos(32)
+        found = generator(shown, everywhere, torch.full((32,), 2))
+        optimizer.zero_grad()
+        segment_loss(*found, centers, widths, centers > -1).backward()
+        optimizer.step()
+    shown, centers, _ = videos(32)
+    error = (generator(shown, everywhere, torch.full((32,), 2))[0] - centers).abs().mean()
+    content_free = (centers - centers.mean(0)).abs().mean()
+    assert error < 0.4 * content_free
 
 
 @pytest.mark.parametrize("mask_type", ["gaussian", "cauchy", "hard"])
@@ -503,9 +564,10 @@ def test_autocast_trains(processor, batch):
 # --- padding and batching -----------------------------------------------------------------------------------------
 
 
-def test_padding_frames_and_labels_changes_nothing(processor):
+@pytest.mark.parametrize("mask_generator", ["learned", "progress"])
+def test_padding_frames_and_labels_changes_nothing(processor, mask_generator):
     """Padding by events is what a batch of videos with different numbers has; see the next test."""
-    model = make_model(processor, method="sail-align", diversity_loss_weight=1.0)
+    model = make_model(processor, method="sail-align", diversity_loss_weight=1.0, mask_generator=mask_generator)
     rows = make_rows(num_frames=(5, 4, 3))
     plain = SailDataCollator(processor)(rows[:2])
     padded = {
@@ -528,9 +590,10 @@ def test_padding_frames_and_labels_changes_nothing(processor):
     assert (found.event_masks[:, :, 5:] == 0).all()
 
 
-def test_a_batch_equals_its_videos_one_by_one(processor, batch):
+@pytest.mark.parametrize("mask_generator", ["learned", "progress"])
+def test_a_batch_equals_its_videos_one_by_one(processor, batch, mask_generator):
     """Losses are means: over tokens, or over the videos with more than one caption, of what single videos give."""
-    model = make_model(processor, method="sail", diversity_loss_weight=1.0)
+    model = make_model(processor, method="sail", diversity_loss_weight=1.0, mask_generator=mask_generator)
     rows = make_rows(num_frames=(8, 5, 6))
     collate = SailDataCollator(processor)
     singles = [collate([row]) for row in rows]

@@ -23,14 +23,19 @@ from transformers import HfArgumentParser, pipeline
 from sail_hf.configuration_sail import METHODS
 from sail_hf.scoring import write_json
 
-ENCODED, DEEP = {"mask_memory": "encoded"}, {"mask_decoder_layers": 3}
+QUERIES, ENCODED = {"mask_generator": "learned"}, {"mask_memory": "encoded"}
 # Method of the second stage, and other fields of SailConfig.
 VARIANTS = {
     "ilcacm": ("ilcacm", {}),
     "sail": ("sail", {}),
+    "sail, progress": ("sail", {"mask_generator": "progress"}),
     "sail-align": ("sail-align", {}),
-    "sail-align, encoded frames": ("sail-align", ENCODED),
-    "sail-align, encoded frames, 3 mask layers": ("sail-align", ENCODED | DEEP),
+    "sail-align, event queries": ("sail-align", QUERIES),
+    "sail-align, event queries on encoded frames": ("sail-align", QUERIES | ENCODED),
+    "sail-align, 3 layers of event queries on encoded frames": (
+        "sail-align",
+        QUERIES | ENCODED | {"mask_decoder_layers": 3},
+    ),
 }
 # Rows that look at no video, with the counts of the model of the paper's method or the true ones.
 CONTROLS = {
