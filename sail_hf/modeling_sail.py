@@ -245,6 +245,9 @@ class SailPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, SailVideoEncoder):
             init.normal_(module.position_embeddings, std=std)
+        elif isinstance(module, nn.Conv1d):
+            # torch's own, which the size of the layer decides: the progress generator's frames must not start saturated.
+            init.kaiming_uniform_(module.weight, a=5**0.5)
         elif isinstance(module, SailMaskGenerator):
             init.normal_(module.queries, std=1.0)
             init.normal_(module.position_embeddings, std=std)
