@@ -3,7 +3,15 @@
 import json
 
 import pytest
-from compare_methods import VARIANTS, folder_name, format_comparison, rows_of, second_stage
+from compare_methods import (
+    VARIANTS,
+    CompareArguments,
+    check_same_settings,
+    folder_name,
+    format_comparison,
+    rows_of,
+    second_stage,
+)
 
 from sail_hf import SailConfig
 
@@ -27,6 +35,13 @@ def test_a_variant_replaces_all_weights_of_the_first_stage(variant, weights, gen
         setattr(config, name, value)
     assert [getattr(config, f"{name}_loss_weight") for name in WEIGHTS] == weights
     assert (config.mask_generator, config.mask_memory, config.mask_decoder_layers) == (generator, memory, layers)
+
+
+def test_runs_of_other_settings_are_not_mixed(tmp_path):
+    check_same_settings(CompareArguments(output=tmp_path, seeds=[0]))
+    check_same_settings(CompareArguments(output=tmp_path, seeds=[1]))
+    with pytest.raises(SystemExit, match=r"'learning_rate': 0.0003.*'learning_rate': 0.001.*another --output"):
+        check_same_settings(CompareArguments(output=tmp_path, learning_rate=1e-3))
 
 
 def test_rows_and_means_over_seeds(tmp_path):

@@ -12,7 +12,8 @@ seeds. `table.md` holds what the seeds asked for have in common: means, and stan
 """
 
 import json
-from dataclasses import dataclass, field
+import sys
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +129,18 @@ def format_comparison(seeds: list[dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
+def check_same_settings(args: CompareArguments) -> None:
+    """Runs of other settings must not end up in one table."""
+    settings = {name: value for name, value in asdict(args).items() if name not in ("output", "seeds")}
+    path = args.output / "settings.json"
+    if path.exists() and (found := json.loads(path.read_text())) != settings:
+        sys.exit(f"{args.output} holds runs with {found}, not with {settings}: choose another --output.")
+    write_json(path, settings)
+
+
 def main() -> None:
     (args,) = HfArgumentParser(CompareArguments, description=__doc__).parse_args_into_dataclasses()
+    check_same_settings(args)
     for seed in args.seeds:
         score_seed(args.output / f"seed_{seed}", seed, args)
     table = format_comparison([rows_of(args.output / f"seed_{seed}") for seed in args.seeds])
