@@ -38,7 +38,8 @@ class SailTrainingArguments(TrainingArguments):
     Args:
         captioning_epochs (`float`, defaults to 10): first stage, whole-video captions (`loss_full`) alone.
         localization_epochs (`float`, defaults to 10): second stage, all losses of the configuration.
-        score_at_end (`bool`, defaults to `False`): at the end of training, [`SailTrainer.score`] the `eval_dataset`.
+        score_at_end (`bool`, defaults to `False`): at the end of training, save the model and [`SailTrainer.score`] it on
+            the `eval_dataset`.
 
     Other defaults than `TrainingArguments`': `learning_rate` 1e-4, `per_device_train_batch_size` 8, `adam_beta2` 0.99,
     `weight_decay` 0.01, `lr_scheduler_type` cosine, `warmup_steps` 0.05 (of all steps), `remove_unused_columns` False (the
@@ -153,6 +154,7 @@ class SailTrainer(Trainer):
     def train(self, *args, **kwargs) -> TrainOutput:
         output = super().train(*args, **kwargs)
         if self.args.score_at_end:
+            self.save_model()  # whatever becomes of the scores
             self.score()
         return output
 
@@ -188,13 +190,12 @@ class SailTrainer(Trainer):
             return None
         if isinstance(dataset, Dataset):
             dataset = dataset.with_format(None).remove_columns("video_features")
+        content, folder = submission(results), Path(self.args.output_dir)
+        write_json(folder / "results.json", content)
         references = reference_sets(list(dataset))
-        content = submission(results)
         scores = DenseVideoCaptioningMetric().compute(
             predictions=[content["results"][str(row["video_id"])] for row in dataset], references=references
         )
-        folder = Path(self.args.output_dir)
-        write_json(folder / "results.json", content)
         write_json(folder / "scores.json", scores)
         self.log({f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)})
         print(f"\n{format_table(scores, name='this model')}\n\nWrote results.json and scores.json in {folder}")

@@ -85,6 +85,18 @@ def test_scores_at_the_end_are_those_of_evaluate_py(data, files, evaluate_py, pr
     assert "controls, which see no video" in printed and "METEOR" in printed
 
 
+def test_model_and_captions_are_there_if_scoring_fails(data, processor, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("METEOR: Java printed nothing for 300 s")
+
+    monkeypatch.setattr("sail_hf.metric.DenseVideoCaptioningMetric._compute", fail)
+    with pytest.raises(RuntimeError, match="METEOR"):
+        make_trainer(tmp_path, processor, data).train()
+    assert (tmp_path / "model.safetensors").is_file()
+    assert len(json.loads((tmp_path / "results.json").read_text())["results"]) == 3
+    assert not (tmp_path / "scores.json").exists()
+
+
 def test_rows_that_are_dicts_are_scored_too(processor, tmp_path, monkeypatch):
     monkeypatch.setattr("sail_hf.metric.find_java_tools", lambda: (_ for _ in ()).throw(ImportError("no Java")))
     rows = [
