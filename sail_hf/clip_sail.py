@@ -66,7 +66,7 @@ def load_clip(name: str, pretrained: str = "openai") -> SailClip:
         pretrained: open_clip's tag of the weights, for a plain model name only. Defaults to OpenAI's.
 
     Raises:
-        ValueError: no such model, tag or folder.
+        ValueError: no such model, tag or folder; or a CLIP whose frames are padded to a square.
         OSError: the weights could not be downloaded.
     """
     import open_clip
@@ -94,14 +94,17 @@ def load_clip(name: str, pretrained: str = "openai") -> SailClip:
     if options.get("force_quick_gelu"):
         model_cfg["quick_gelu"] = True
     preprocess = model.visual.preprocess_cfg
-    size = preprocess["size"]
+    size, resize_mode = preprocess["size"], preprocess.get("resize_mode") or "shortest"
+    if resize_mode not in ("shortest", "squash"):
+        raise ValueError(f"The CLIP {name!r} resizes frames by {resize_mode!r}; expected 'shortest' or 'squash'.")
     vision_config = SailVisionConfig(
         clip=name,
         model_cfg=model_cfg,
         image_size=size if isinstance(size, int) else size[0],
         image_mean=list(preprocess["mean"]),
         image_std=list(preprocess["std"]),
-        resize_mode=preprocess.get("resize_mode") or "shortest",
+        resize_mode=resize_mode,
+        interpolation=preprocess.get("interpolation") or "bicubic",
     )
     return SailClip(model, vision_config, open_clip.get_tokenizer(source))
 

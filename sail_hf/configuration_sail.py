@@ -1,6 +1,6 @@
 """Configuration of SAIL: the frozen CLIP, the video encoder, the mask generator, the decoder and the loss weights."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -22,6 +22,20 @@ METHODS = {
         "alignment_loss_weight": 1.0,
     },
 }
+# What a method that does not say otherwise has.
+_OF_NO_METHOD = {
+    "mask_generator": "learned",
+    "similarity_loss_weight": 0.0,
+    "augmentation_loss_weight": 0.0,
+    "diversity_loss_weight": 0.0,
+    "alignment_loss_weight": 0.0,
+    "transition_hard_negatives": False,
+}
+
+
+def method_fields(method: str) -> dict[str, Any]:
+    """All fields of [`SailConfig`] that a method sets, to turn a configuration of another method into this one's."""
+    return {"method": method, **_OF_NO_METHOD, **METHODS[method]}
 
 
 @strict
@@ -38,6 +52,8 @@ class SailVisionConfig(PreTrainedConfig):
         Preprocessing: side of the square input in pixels, and the normalisation of values in [0, 1].
     resize_mode (`str`, defaults to `"shortest"`):
         How frames become square: `"shortest"` (resize of the short side, centre crop; OpenAI's) or `"squash"` (SigLIP's).
+    interpolation (`str`, defaults to `"bicubic"`):
+        Of the resize: `"bicubic"` or `"bilinear"`, antialiased.
     include_text_tower (`bool`, defaults to `False`):
         Whether the text tower is part of the model too (needed to align captions to frames without a second download).
     """
@@ -51,6 +67,7 @@ class SailVisionConfig(PreTrainedConfig):
     image_mean: list[float] | tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: list[float] | tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     resize_mode: Literal["shortest", "squash"] = "shortest"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     include_text_tower: bool = False
 
     def __post_init__(self, **kwargs):
@@ -154,14 +171,6 @@ class SailConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        unset = {
-            "mask_generator": "learned",
-            "similarity_loss_weight": 0.0,
-            "augmentation_loss_weight": 0.0,
-            "diversity_loss_weight": 0.0,
-            "alignment_loss_weight": 0.0,
-            "transition_hard_negatives": False,
-        }
-        for field, value in {**unset, **METHODS[self.method]}.items():
+        for field, value in method_fields(self.method).items():
             if getattr(self, field) is None:
                 setattr(self, field, value)

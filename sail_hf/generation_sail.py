@@ -151,7 +151,8 @@ class SailGenerationMixin(GenerationMixin):
         if not aligned.all():
             located = self.model.localize(features[~aligned], frame_mask[~aligned], num_events[~aligned])
             count = located[0].shape[1]
-            centers[~aligned, :count], widths[~aligned, :count] = located[:2]
+            centers[~aligned, :count] = located[0].to(centers)
+            widths[~aligned, :count] = located[1].to(widths)
         for index in range(config.alignment_rounds + 1):
             if aligned.any():
                 texts = [tokenizer.batch_decode(sentences[i], skip_special_tokens=True) for i in _indices(aligned)]

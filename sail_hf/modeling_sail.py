@@ -196,7 +196,7 @@ class SailProgressMaskGenerator(nn.Module):
 
     Convolutions over time give each frame its share of the progress, so what is seen decides where events begin and
     end, and they come in order: continuous integrate-and-fire (Dong and Xu, ICASSP 2020), made for speech. Beyond the
-    paper, whose event queries (`SailMaskGenerator`) learn where events lie on average.
+    paper, whose generator are the event queries of `SailMaskGenerator`.
     """
 
     def __init__(self, config: SailConfig):

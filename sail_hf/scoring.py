@@ -16,7 +16,7 @@ from .processing_sail import SailProcessor
 
 # What a row needs to be captioned, and to be scored.
 CAPTIONED_COLUMNS = ("video_id", "duration", "video_features")
-SCORED_COLUMNS = (*CAPTIONED_COLUMNS, "captions", "timestamps")
+REFERENCE_COLUMNS = ("video_id", "duration", "captions", "timestamps", "references")
 
 
 def caption_dataset(
@@ -72,18 +72,23 @@ def submission(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 def reference_sets(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """The reference sets of each row, as the metric takes them: the i-th of all rows are one reference file.
 
-    Rows have `duration`, `captions` and `timestamps` in seconds, or a list of these two under `references`, each with
-    the `name` of its file (data sets of several reference files); an empty set says that a file lacks the video.
+    Rows have `video_id`, `duration`, `captions` and `timestamps` in seconds, and in data sets of several reference
+    files a list of the last two under `references`, each with the `name` of its file; an empty set says that a file
+    lacks the video.
 
     Raises:
-        ValueError: a row without time stamps.
+        ValueError: a row without duration or time stamps.
     """
-    untimed = [str(row["video_id"]) for row in rows if row["timestamps"] is None]
-    if untimed:
-        raise ValueError(
-            f"{len(untimed)} of {len(rows)} videos have no `timestamps` to score against, e.g. {untimed[0]}."
-        )
     by_name = [{one["name"]: one for one in row.get("references") or [{**row, "name": None}]} for row in rows]
+    for column, lacking in (
+        ("duration", [row["duration"] is None for row in rows]),
+        ("timestamps", [any(one["timestamps"] is None for one in named.values()) for named in by_name]),
+    ):
+        if any(lacking):
+            example = rows[lacking.index(True)]["video_id"]
+            raise ValueError(
+                f"{sum(lacking)} of {len(rows)} videos have no `{column}`, which scoring needs, e.g. {example}."
+            )
     # A row with all files has them in their order.
     names = dict.fromkeys(name for named in sorted(by_name, key=len, reverse=True) for name in named)
     none = {"captions": [], "timestamps": []}

@@ -13,7 +13,7 @@ from transformers.trainer_utils import TrainOutput
 
 from .loss_sail import count_items
 from .modeling_sail import SailOutput
-from .scoring import CAPTIONED_COLUMNS, SCORED_COLUMNS, caption_dataset, reference_sets, submission, write_json
+from .scoring import CAPTIONED_COLUMNS, REFERENCE_COLUMNS, caption_dataset, reference_sets, submission, write_json
 
 # What the first stage shows the model; with these keys alone, `loss_full` is the only loss.
 _CAPTIONING_KEYS = {"video_features", "pixel_values_videos", "video_attention_mask", "full_labels"}
@@ -166,7 +166,9 @@ class SailTrainer(Trainer):
 
         Args:
             dataset: defaults to `eval_dataset`. Its rows have `video_id`, `duration` (seconds), `video_features`,
-                `captions` and `timestamps` (seconds), or `references`, as `training/extract_features.py` writes them.
+                `captions`, `timestamps` (seconds) and perhaps `references`, as `training/extract_features.py` writes them.
+                Videos that it lacks are not counted, where `training/evaluate.py` counts those of its reference files
+                as zero: score `results.json` by that if videos of a benchmark are gone.
 
         Returns:
             the scores on the main process, `None` on others.
@@ -177,7 +179,7 @@ class SailTrainer(Trainer):
         from .metric import DenseVideoCaptioningMetric, format_table  # slow to import
 
         dataset = self.eval_dataset if dataset is None else dataset
-        self._check_scored(dataset)
+        references = self._check_scored(dataset)
         model = self.accelerator.unwrap_model(self.model).eval()
         with self.accelerator.split_between_processes(list(range(len(dataset)))) as share:
             rows = dataset
@@ -188,27 +190,30 @@ class SailTrainer(Trainer):
         results = dict(gather_object(list(found.items())))
         if not self.is_world_process_zero():
             return None
-        if isinstance(dataset, Dataset):
-            dataset = dataset.with_format(None).remove_columns("video_features")
         content, folder = submission(results), Path(self.args.output_dir)
         write_json(folder / "results.json", content)
-        references = reference_sets(list(dataset))
-        scores = DenseVideoCaptioningMetric().compute(
-            predictions=[content["results"][str(row["video_id"])] for row in dataset], references=references
-        )
+        predictions = [content["results"][video] for video in references]
+        scores = DenseVideoCaptioningMetric().compute(predictions=predictions, references=list(references.values()))
         write_json(folder / "scores.json", scores)
         self.log({f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)})
         print(f"\n{format_table(scores, name='this model')}\n\nWrote results.json and scores.json in {folder}")
         return scores
 
-    def _check_scored(self, dataset: Dataset | list[dict] | None) -> None:
-        """Before hours of training, not after."""
-        if not dataset:
-            raise ValueError("Scoring needs an `eval_dataset`: the videos that are captioned and scored.")
-        if missing := set(SCORED_COLUMNS) - set(dataset[0]):
+    def _check_scored(self, dataset: Dataset | list[dict] | None) -> dict[str, list[dict]]:
+        """Reference sets by video id, or what cannot be scored: said before hours of training, not after."""
+        from .metric import checked_reference  # slow to import
+
+        if not dataset or isinstance(dataset, dict):
+            raise ValueError("Scoring needs one `eval_dataset`: the videos that are captioned and scored.")
+        if missing := {*CAPTIONED_COLUMNS, "captions", "timestamps"} - set(dataset[0]):
             raise ValueError(f"Scoring needs the columns {', '.join(sorted(missing))}; found {', '.join(dataset[0])}.")
         if self.processing_class is None:
             raise ValueError("Scoring needs `processing_class`, the SailProcessor, to read the captions.")
         if isinstance(dataset, Dataset):
-            dataset = dataset.select_columns(["video_id", "duration", "captions", "timestamps"]).with_format(None)
-        reference_sets(list(dataset))
+            columns = [column for column in REFERENCE_COLUMNS if column in dataset.column_names]
+            dataset = dataset.select_columns(columns).with_format(None)
+        rows = list(dataset)
+        sets = {str(row["video_id"]): one for row, one in zip(rows, reference_sets(rows), strict=True)}
+        for video, of_video in sets.items():
+            checked_reference(of_video, f"references of {video}")
+        return sets

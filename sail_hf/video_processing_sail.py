@@ -191,7 +191,7 @@ class SailVideoProcessor(BaseVideoProcessor):
 
     Args:
         num_frames (`int`, defaults to 32): T, frames per video.
-        size (`dict`, defaults to `{"shortest_edge": 224}`; height and width: no matter the shape), crop_size (`dict`, defaults to 224 x 224): pixels.
+        size (`dict`, defaults to `{"shortest_edge": 224}`; `{"height", "width"}` squashes frames into that), crop_size (`dict`, defaults to 224 x 224): pixels.
         resample (`PILImageResampling`, defaults to bicubic)
         image_mean, image_std (`list[float]`): of RGB values in [0, 1].
     """
@@ -213,6 +213,7 @@ class SailVideoProcessor(BaseVideoProcessor):
             num_frames=num_frames,
             size=square if vision_config.resize_mode == "squash" else {"shortest_edge": vision_config.image_size},
             crop_size=square,
+            resample=PILImageResampling[vision_config.interpolation.upper()],
             image_mean=list(vision_config.image_mean),
             image_std=list(vision_config.image_std),
         )

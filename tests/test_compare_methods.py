@@ -10,31 +10,7 @@ from compare_methods import (
     folder_name,
     format_comparison,
     rows_of,
-    second_stage,
 )
-
-from sail_hf import SailConfig
-
-WEIGHTS = ["similarity", "augmentation", "diversity", "alignment"]
-
-
-@pytest.mark.parametrize(
-    ("variant", "weights", "generator", "memory", "layers"),
-    [
-        ("ilcacm", [0, 0, 1, 0], "learned", "frames", 1),
-        ("sail", [1, 0.25, 0, 0], "learned", "frames", 1),
-        ("sail, progress", [1, 0.25, 0, 0], "progress", "frames", 1),
-        ("sail-align", [1, 0.25, 0, 1], "progress", "frames", 1),
-        ("sail-align, 3 layers of event queries on encoded frames", [1, 0.25, 0, 1], "learned", "encoded", 3),
-    ],
-)
-def test_a_variant_replaces_all_weights_of_the_first_stage(variant, weights, generator, memory, layers):
-    config = SailConfig(method="sail")  # of which every weight is given in a saved configuration
-    for name, value in second_stage(variant).items():
-        assert hasattr(config, name)
-        setattr(config, name, value)
-    assert [getattr(config, f"{name}_loss_weight") for name in WEIGHTS] == weights
-    assert (config.mask_generator, config.mask_memory, config.mask_decoder_layers) == (generator, memory, layers)
 
 
 def test_runs_of_other_settings_are_not_mixed(tmp_path):
@@ -57,7 +33,7 @@ def test_rows_and_means_over_seeds(tmp_path):
         seeds.append(rows_of(tmp_path / f"{seed}"))
     table = format_comparison(seeds).splitlines()
     assert len(table) == 2 + 3 + len(VARIANTS) + 2
-    assert "| sail, masks | 50.0 ± 10.0 | 25.0 ± 5.0 |  | 0.50 ± 0.00 |  |" in table
+    assert "| sail, masks | 50.0 ± 14.1 | 25.0 ± 7.1 |  | 0.50 ± 0.00 |  |" in table
     assert "| equal spans, true counts | 35.0 ± 0.0 |  |  |  |  |" in table
-    assert "| true captions aligned | 100.0 ± 0.0 | 25.0 ± 5.0 |  | 0.50 ± 0.00 |  |" in table
+    assert "| true captions aligned | 100.0 ± 0.0 | 25.0 ± 7.1 |  | 0.50 ± 0.00 |  |" in table
     assert "| sail, masks | 40.0 | 20.0 |  | 0.50 |  |" in format_comparison(seeds[:1])

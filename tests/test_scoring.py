@@ -115,11 +115,16 @@ def test_rows_that_are_dicts_are_scored_too(processor, tmp_path, monkeypatch):
         (lambda data: None, "eval_dataset"),
         (lambda data: data.remove_columns(["duration", "timestamps"]), "columns duration, timestamps"),
         (
-            lambda data: data.map(
+            lambda data: data.remove_columns("references").map(
                 lambda row: {"timestamps": None if row["video_id"] == "video1" else row["timestamps"]}
             ),
-            "1 of 3 videos have no `timestamps` to score against, e.g. video1",
+            "1 of 3 videos have no `timestamps`, which scoring needs, e.g. video1",
         ),
+        (
+            lambda data: data.map(lambda row: {"duration": None if row["video_id"] == "video1" else 20.0}),
+            "1 of 3 videos have no `duration`",
+        ),
+        (lambda data: {"one": data, "other": data}, "one `eval_dataset`"),
     ],
 )
 def test_what_cannot_be_scored_is_said_before_training(data, processor, tmp_path, change, message):

@@ -243,15 +243,34 @@ def test_scoring_needs_a_split_to_score(place, tmp_path):
         train.main([str(place / "tiny.yaml"), "--output_dir", str(tmp_path), "--score_at_end", "true"])
 
 
-def test_model_config_overrides_that_of_the_model_to_go_on_from(place, run, tmp_path):
+WEIGHTS = ["similarity", "augmentation", "diversity", "alignment"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "weights", "generator"),
+    [
+        ({"method": "sail-align"}, [1, 0.25, 0, 1], "progress"),
+        ({"method": "ilcacm", "mask_memory": "encoded"}, [0, 0, 1, 0], "learned"),
+        ({"alignment_loss_weight": 0.5, "similarity_loss_weight": 0.0}, [0, 0.25, 0, 0.5], "learned"),
+    ],
+)
+def test_a_trained_model_goes_on_with_another_method(place, run, tmp_path, fields, weights, generator):
     arguments = ["--model_name_or_path", str(run), "--output_dir", str(tmp_path), "--captioning_epochs", "0"]
-    sizes = yaml.safe_load((place / "tiny.yaml").read_text())["model_config"]
-    fields = {"mask_memory": "encoded", "alignment_loss_weight": 0.5, "similarity_loss_weight": 0.0}
-    trainer = train.main([str(place / "tiny.yaml"), *arguments, "--model_config", json.dumps(sizes | fields)])
-    logged = trainer.state.log_history[0]
-    assert "loss_alignment" in logged and "loss_similarity" not in logged
-    saved = SailForDenseVideoCaptioning.from_pretrained(tmp_path)
-    assert (saved.config.mask_memory, saved.config.alignment_loss_weight) == ("encoded", 0.5)
+    trainer = train.main([str(place / "tiny.yaml"), *arguments, "--model_config", json.dumps(fields)])
+    wanted = {f"loss_{name}" for name, weight in zip(WEIGHTS, weights, strict=True) if weight}
+    assert wanted <= trainer.state.log_history[0].keys()
+    config = SailForDenseVideoCaptioning.from_pretrained(tmp_path).config
+    assert [getattr(config, f"{name}_loss_weight") for name in WEIGHTS] == weights
+    assert (config.method, config.mask_generator) == (fields.get("method", "sail"), generator)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"), [({"encoder_layers": 2}, "other sizes than .*video_encoder"), ({"method": "best"}, "'best'")]
+)
+def test_a_trained_model_keeps_its_weights(place, run, tmp_path, fields, words):
+    arguments = ["--model_name_or_path", str(run), "--output_dir", str(tmp_path), "--model_config", json.dumps(fields)]
+    with pytest.raises(SystemExit, match=words):
+        train.main([str(place / "tiny.yaml"), *arguments])
 
 
 def test_nothing_but_captions_and_features_reaches_training(place):

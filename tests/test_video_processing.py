@@ -565,12 +565,17 @@ def test_a_clip_that_squashes_frames_says_so(tmp_path):
     make_clip(tmp_path)
     path = tmp_path / "open_clip_config.json"
     content = json.loads(path.read_text())
-    content["preprocess_cfg"]["resize_mode"] = "squash"
+    content["preprocess_cfg"] |= {"resize_mode": "squash", "interpolation": "bilinear"}
     path.write_text(json.dumps(content))
     processor = SailVideoProcessor.from_vision_config(load_clip(str(tmp_path)).vision_config)
     (pixels,) = processor.process_frames([np.repeat(np.array([[[0] * 3], [[255] * 3]], np.uint8), 90, axis=1)])
     assert processor.size == {"height": 32, "width": 32} and pixels.shape == (3, 32, 32)
     assert pixels[:, 0].max() < -1.9 and pixels[:, -1].min() > 1.9  # all of the height, black to white
+    assert processor.resample == Image.Resampling.BILINEAR
+    content["preprocess_cfg"]["resize_mode"] = "longest"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="'longest'; expected 'shortest' or 'squash'"):
+        load_clip(str(tmp_path))
 
 
 def test_frames_are_processed_one_by_one():

@@ -17,25 +17,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
-from demo import CONFIG, caption_test_videos, make_world, score, train_sail
+from demo import caption_test_videos, make_world, score, train_sail
 from transformers import HfArgumentParser, pipeline
 
-from sail_hf.configuration_sail import METHODS
 from sail_hf.scoring import write_json
 
-QUERIES, ENCODED = {"mask_generator": "learned"}, {"mask_memory": "encoded"}
-# Method of the second stage, and other fields of SailConfig.
+QUERIES = {"method": "sail-align", "mask_generator": "learned"}
+# Fields of SailConfig in the second stage.
 VARIANTS = {
-    "ilcacm": ("ilcacm", {}),
-    "sail": ("sail", {}),
-    "sail, progress": ("sail", {"mask_generator": "progress"}),
-    "sail-align": ("sail-align", {}),
-    "sail-align, event queries": ("sail-align", QUERIES),
-    "sail-align, event queries on encoded frames": ("sail-align", QUERIES | ENCODED),
+    "ilcacm": {"method": "ilcacm"},
+    "sail": {"method": "sail"},
+    "sail, progress": {"method": "sail", "mask_generator": "progress"},
+    "sail-align": {"method": "sail-align"},
+    "sail-align, event queries": QUERIES,
+    "sail-align, event queries on encoded frames": QUERIES | {"mask_memory": "encoded"},
     "sail-align, 3 layers of event queries on encoded frames": (
-        "sail-align",
-        QUERIES | ENCODED | {"mask_decoder_layers": 3},
+        QUERIES | {"mask_memory": "encoded", "mask_decoder_layers": 3}
     ),
 }
 # Rows that look at no video, with the counts of the model of the paper's method or the true ones.
@@ -62,14 +59,6 @@ def folder_name(variant: str) -> str:
     return variant.replace(", ", "_").replace(" ", "_")
 
 
-def second_stage(variant: str) -> dict:
-    """Fields of SailConfig that turn the first stage's model into the variant: all loss weights of its method."""
-    method, fields = VARIANTS[variant]
-    weights = {name: 0.0 for preset in METHODS.values() for name in preset if name.endswith("_loss_weight")}
-    sizes = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["model_config"]
-    return {**sizes, **weights, **METHODS[method], **fields}
-
-
 def score_seed(folder: Path, seed: int, args: CompareArguments) -> None:
     """Write scores.json of every variant, or of those that are missing."""
     start = folder / "first_stage"
@@ -84,7 +73,7 @@ def score_seed(folder: Path, seed: int, args: CompareArguments) -> None:
         if (folder / name / "scores.json").exists():
             continue
         print(f"\n== seed {seed}: {variant}", flush=True)
-        arguments = ["--model_name_or_path", str(start), "--model_config", json.dumps(second_stage(variant))]
+        arguments = ["--model_name_or_path", str(start), "--model_config", json.dumps(VARIANTS[variant])]
         arguments += ["--captioning_epochs", "0", "--localization_epochs", str(args.localization_epochs)]
         train_sail(folder, folder / name, seed, [*arguments, "--learning_rate", str(args.learning_rate)])
         pipe = pipeline("dense-video-captioning", model=str(folder / name))
@@ -116,7 +105,7 @@ def format_comparison(seeds: list[dict[str, dict[str, float]]]) -> str:
     def cell(values: list[float | None], scale: float, digits: int) -> str:
         if None in values:
             return ""
-        deviation = f" ± {scale * np.std(values):.{digits}f}" if len(values) > 1 else ""
+        deviation = f" ± {scale * np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
         return f"{scale * np.mean(values):.{digits}f}{deviation}"
 
     lines = ["| | " + " | ".join([*COLUMNS.values(), "right number of events"]) + " |", "|---" + "|---:" * 5 + "|"]
@@ -135,7 +124,8 @@ def check_same_settings(args: CompareArguments) -> None:
     path = args.output / "settings.json"
     if path.exists() and (found := json.loads(path.read_text())) != settings:
         sys.exit(f"{args.output} holds runs with {found}, not with {settings}: choose another --output.")
-    write_json(path, settings)
+    if not path.exists():
+        write_json(path, settings)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from sail_hf import (
     SailVideoProcessor,
 )
 from sail_hf.clip_sail import load_clip
+from sail_hf.configuration_sail import METHODS, method_fields
 
 # The only columns that training sees: time stamps stay behind.
 COLUMNS = ["captions", "video_features", "caption_features", "transition_features"]
@@ -42,9 +43,7 @@ REFERENCES = ["video_id", "duration", "timestamps", "references"]
 class ModelArguments:
     model_name_or_path: str | None = field(
         default=None,
-        metadata={
-            "help": "Trained SAIL to go on from; it brings CLIP, decoder, method and sizes; model_config overrides."
-        },
+        metadata={"help": "Trained SAIL to go on from; it brings all but what model_config changes."},
     )
     clip: str = field(
         default="ViT-L-14", metadata={"help": "open_clip model, hf-hub:org/repo or folder; the one of the features."}
@@ -194,13 +193,30 @@ def check_losses(config, columns: list[str]) -> None:
             )
 
 
+def go_on_from(name: str, model_config: dict) -> SailForDenseVideoCaptioning:
+    """A trained model with other fields of its configuration; only its mask generator may be a new one."""
+    if method := model_config.get("method"):
+        if method not in METHODS:
+            sys.exit(f"`method` must be one of {', '.join(METHODS)}, found {method!r}.")
+        model_config = {**method_fields(method), **model_config}
+    model, info = SailForDenseVideoCaptioning.from_pretrained(name, output_loading_info=True, **model_config)
+    changed = {*info["missing_keys"], *info["unexpected_keys"]}
+    if lost := {key for key in changed if not key.startswith(("model.mask_generator.", "model.memory_projection."))}:
+        sys.exit(
+            f"`model_config` has other sizes than {name}, whose weights it would lose or lack, e.g. {min(lost)}; of a "
+            "trained model it may change the losses and the mask generator."
+        )
+    return model
+
+
 def build_model(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, SailProcessor]:
     """A trained model to go on from, or a new one around a pretrained CLIP and decoder."""
     if unknown := set(args.model_config) - {field.name for field in fields(SailConfig)}:
         sys.exit(f"`model_config` has fields that SailConfig has not: {', '.join(sorted(unknown))}.")
     if args.model_name_or_path:
-        model = SailForDenseVideoCaptioning.from_pretrained(args.model_name_or_path, **args.model_config)
-        return model, SailProcessor.from_pretrained(args.model_name_or_path)
+        return go_on_from(args.model_name_or_path, args.model_config), SailProcessor.from_pretrained(
+            args.model_name_or_path
+        )
     clip = load_clip(args.clip)
     clip.vision_config.include_text_tower = args.include_text_tower
     if args.decoder_from_scratch:
@@ -265,7 +281,8 @@ def main(argv: list[str] | None = None) -> SailTrainer:
         processing_class=processor,
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(training_args.output_dir) if data_args.resume else None)
-    trainer.save_model()
+    if not training_args.score_at_end:  # which has saved it
+        trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
         print(f"\nSaved {training_args.output_dir}. Next:\n  sail caption VIDEO --model {training_args.output_dir}")
