@@ -122,10 +122,10 @@ def check_same_settings(args: CompareArguments) -> None:
     """Runs of other settings must not end up in one table."""
     settings = {name: value for name, value in asdict(args).items() if name not in ("output", "seeds")}
     path = args.output / "settings.json"
-    if path.exists() and (found := json.loads(path.read_text())) != settings:
-        sys.exit(f"{args.output} holds runs with {found}, not with {settings}: choose another --output.")
     if not path.exists():
         write_json(path, settings)
+    elif (found := json.loads(path.read_text())) != settings:
+        sys.exit(f"{args.output} holds runs with {found}, not with {settings}: choose another --output.")
 
 
 def main() -> None:

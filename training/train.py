@@ -10,6 +10,7 @@ The YAML file holds fields of the dataclasses below and of `SailTrainingArgument
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -32,11 +33,10 @@ from sail_hf import (
 )
 from sail_hf.clip_sail import load_clip
 from sail_hf.configuration_sail import METHODS, method_fields
+from sail_hf.scoring import REFERENCE_COLUMNS
 
 # The only columns that training sees: time stamps stay behind.
 COLUMNS = ["captions", "video_features", "caption_features", "transition_features"]
-# What scoring needs beside them.
-REFERENCES = ["video_id", "duration", "timestamps", "references"]
 
 
 @dataclass
@@ -132,7 +132,7 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Sai
     return parser.parse_args_into_dataclasses(argv)
 
 
-def load_split(name: str, split: str, columns: list[str]) -> datasets.Dataset:
+def load_split(name: str, split: str, columns: Iterable[str]) -> datasets.Dataset:
     """One split of a folder or Hub data set, with those of the columns that it has.
 
     Raises:
@@ -214,9 +214,8 @@ def build_model(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, Sail
     if unknown := set(args.model_config) - {field.name for field in fields(SailConfig)}:
         sys.exit(f"`model_config` has fields that SailConfig has not: {', '.join(sorted(unknown))}.")
     if args.model_name_or_path:
-        return go_on_from(args.model_name_or_path, args.model_config), SailProcessor.from_pretrained(
-            args.model_name_or_path
-        )
+        model = go_on_from(args.model_name_or_path, args.model_config)
+        return model, SailProcessor.from_pretrained(args.model_name_or_path)
     clip = load_clip(args.clip)
     clip.vision_config.include_text_tower = args.include_text_tower
     if args.decoder_from_scratch:
@@ -261,7 +260,7 @@ def main(argv: list[str] | None = None) -> SailTrainer:
     train_set = load_split(data_args.dataset, data_args.split, COLUMNS)
     validation_set = None
     if data_args.validation_split:
-        columns = COLUMNS + REFERENCES if training_args.score_at_end else COLUMNS
+        columns = {*COLUMNS, *REFERENCE_COLUMNS} if training_args.score_at_end else COLUMNS
         validation_set = load_split(data_args.dataset, data_args.validation_split, columns)
     check_losses(model.config, train_set.column_names)
     too_many = sum(len(captions) > model.config.num_queries for captions in train_set["captions"])
