@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from tqdm.auto import tqdm
 
-from .video_processing_sail import find_video, find_videos
+from .data import find_video, find_videos
 
 if TYPE_CHECKING:
     from .clip_sail import SailClip

@@ -1,9 +1,6 @@
 """From a data set with features to events, a submission file and scores."""
 
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,14 +47,6 @@ def caption_dataset(
             results.update(zip(ids, processor.post_process_dense_captioning(outputs, durations), strict=True))
             progress.update(len(ids))
     return results
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def submission(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from torch.utils.data import Subset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
+from .data import write_json
 from .loss_sail import count_items
 from .modeling_sail import SailOutput
-from .scoring import CAPTIONED_COLUMNS, REFERENCE_COLUMNS, caption_dataset, reference_sets, submission, write_json
+from .scoring import CAPTIONED_COLUMNS, REFERENCE_COLUMNS, caption_dataset, reference_sets, submission
 
 # What the first stage shows the model; with these keys alone, `loss_full` is the only loss.
 _CAPTIONING_KEYS = {"video_features", "pixel_values_videos", "video_attention_mask", "full_labels"}

@@ -28,8 +28,6 @@ from transformers.video_processing_utils import BaseVideoProcessor
 MAX_GAP = 1.0
 # Times are compared to the microsecond, so that 3 * 0.1 s shows the frame of 0.3 s.
 _EPSILON = 1e-6
-# Where a video exists in several forms, the first of these is taken.
-EXTENSIONS = (".mp4", ".mkv", ".webm", ".mov", ".m4v", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv")
 _DOWNLOAD_TIMEOUT = 60
 # Position of a reader that decodes from the beginning of the file instead of from a keyframe.
 _BEGINNING = -1
@@ -124,32 +122,6 @@ def open_video(video: Any, fps: float | None = None) -> VideoReader:
         "Expected a path, URL, bytes, binary file object, uint8 array or tensor, list of PIL images or torchcodec "
         f"decoder, found {_describe(video)}"
     )
-
-
-def find_videos(folder: str | Path) -> dict[str, Path]:
-    """Video files in a folder and its sub-folders by id: the path below the folder, or the name, without extension.
-
-    Raises:
-        FileNotFoundError: no such folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder of videos")
-    files = [file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file()]
-    files.sort(key=lambda file: (EXTENSIONS.index(file.suffix.lower()), file))
-    found: dict[str, Path] = {}
-    for file in files:
-        found.setdefault(file.relative_to(folder).with_suffix("").as_posix(), file)
-        found.setdefault(file.stem, file)
-    return found
-
-
-def find_video(videos: dict[str, Path], video_id: str) -> Path | None:
-    """ActivityNet's ids start with `v_`, the names of its files often do not, or the other way round."""
-    for name in (video_id, video_id.removeprefix("v_"), f"v_{video_id}"):
-        if name in videos:
-            return videos[name]
-    return None
 
 
 def uniform_times(num_frames: int, start: float, end: float) -> np.ndarray:

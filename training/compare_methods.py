@@ -20,7 +20,7 @@ import numpy as np
 from demo import caption_test_videos, make_world, score, train_sail
 from transformers import HfArgumentParser, pipeline
 
-from sail_hf.scoring import write_json
+from sail_hf.data import write_json
 
 QUERIES = {"method": "sail-align", "mask_generator": "learned"}
 # Fields of SailConfig in the second stage.

@@ -23,9 +23,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, HfArgumentParser, PreTrainedTokenizerFast, pipeline, set_seed
 
 from sail_hf import DenseVideoCaptioningMetric
+from sail_hf.data import write_json
 from sail_hf.metric import METRICS, format_table
 from sail_hf.metric_localization import interval_iou
-from sail_hf.scoring import write_json
 from sail_hf.visualization import format_html, format_srt, format_vtt, plot_events
 
 CONFIG = Path(__file__).parent / "configs" / "playground.yaml"

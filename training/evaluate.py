@@ -15,8 +15,8 @@ from typing import Any, Literal
 from annotations import MAX_OVERRUN, read_annotation_file
 from transformers import HfArgumentParser
 
+from sail_hf.data import write_json
 from sail_hf.metric import METRICS, DenseVideoCaptioningMetric, checked_prediction, format_table
-from sail_hf.scoring import write_json
 
 logger = logging.getLogger(__name__)
 FORM = '{"results": {video_id: [{"sentence": str, "timestamp": [start, end]}, ...]}}'

@@ -37,14 +37,8 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from sail_hf.clip_sail import SailClip, load_clip
-from sail_hf.video_processing_sail import (
-    EXTENSIONS,
-    SailVideoProcessor,
-    find_video,
-    find_videos,
-    open_video,
-    uniform_times,
-)
+from sail_hf.data import VIDEO_EXTENSIONS, find_video, find_videos
+from sail_hf.video_processing_sail import SailVideoProcessor, open_video, uniform_times
 
 ROWS_AT_ONCE = 256
 MAX_LISTED = 20
@@ -267,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"  ... and {len(skipped[split]) - MAX_LISTED} more")
     print(f"skipped: {sum(map(len, skipped.values()))} videos, listed in {write_skipped(skipped, output)}")
     if not num_videos:
-        sys.exit(f"error: not one video could be used; looked for {', '.join(EXTENSIONS)} in {args.videos}")
+        sys.exit(f"error: not one video could be used; looked for {', '.join(VIDEO_EXTENSIONS)} in {args.videos}")
 
 
 if __name__ == "__main__":

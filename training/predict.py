@@ -11,7 +11,8 @@ import torch
 from transformers import AutoProcessor, HfArgumentParser
 
 from sail_hf import SailForDenseVideoCaptioning
-from sail_hf.scoring import CAPTIONED_COLUMNS, caption_dataset, submission, write_json
+from sail_hf.data import write_json
+from sail_hf.scoring import CAPTIONED_COLUMNS, caption_dataset, submission
 
 
 @dataclass
