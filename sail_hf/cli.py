@@ -193,9 +193,7 @@ def load_pipeline(args: argparse.Namespace) -> "DenseVideoCaptioningPipeline":
     given = {name: value for name, value in options.items() if value is not None}
     pipe = pipeline("dense-video-captioning", model=args.model, device=args.device, **given)
     localization = args.localization or getattr(pipe.model.generation_config, "localization", "masks")
-    if localization == "alignment":
-        pipe.model.model.load_text_tower()
-    elif args.frames_per_second:
+    if localization != "alignment" and args.frames_per_second:
         raise ValueError("--frames-per-second needs --localization alignment.")
     return pipe
 
@@ -264,7 +262,6 @@ def load_clip_of(args: argparse.Namespace) -> "SailClip":
         return load_clip(args.clip).to(device)
     check_model(args.model)
     model = SailModel.from_pretrained(args.model)
-    model.load_text_tower()
     return model.get_clip().to(device)
 
 

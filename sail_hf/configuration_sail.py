@@ -6,8 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-# Loss weights and mask generator of each method: the rows of the paper's Figure 2a, Table 4 and Table 6, and `sail-align`,
-# whose mask generator learns from captions aligned with frames, and looks (README, training/compare_methods.py).
+# What each method sets: the rows of the paper's Figure 2a, Table 4 and Table 6, and `sail-align`, whose mask generator
+# learns from captions aligned with frames, and looks.
 METHODS = {
     "fixed": {"mask_generator": "fixed"},
     "ilcacm": {"diversity_loss_weight": 1.0},
@@ -24,7 +24,7 @@ METHODS = {
 }
 # What a method that does not say otherwise has.
 _OF_NO_METHOD = {
-    "mask_generator": "learned",
+    "mask_generator": "queries",
     "similarity_loss_weight": 0.0,
     "augmentation_loss_weight": 0.0,
     "diversity_loss_weight": 0.0,
@@ -34,8 +34,14 @@ _OF_NO_METHOD = {
 
 
 def method_fields(method: str) -> dict[str, Any]:
-    """All fields of [`SailConfig`] that a method sets, to turn a configuration of another method into this one's."""
-    return {"method": method, **_OF_NO_METHOD, **METHODS[method]}
+    """The fields of [`SailConfig`] that a method stands for.
+
+    Raises:
+        ValueError: no method of that name.
+    """
+    if method not in METHODS:
+        raise ValueError(f"`method` must be one of {', '.join(METHODS)}, found {method!r}.")
+    return {**_OF_NO_METHOD, **METHODS[method]}
 
 
 @strict
@@ -85,32 +91,33 @@ class SailVisionConfig(PreTrainedConfig):
 class SailConfig(PreTrainedConfig):
     r"""Configuration of [`SailModel`] and [`SailForDenseVideoCaptioning`]. Defaults: the paper's for ActivityNet Captions.
 
+    [`SailConfig.for_method`] makes the configuration of another method.
+
     text_config (`PreTrainedConfig` or `dict`, *optional*):
         Configuration of the caption decoder, any causal language model of transformers. Defaults to DistilGPT2's
         shape with three added tokens (`<PAD>`, `<FULL>`, `<MASK>`).
     vision_config (`SailVisionConfig` or `dict`, *optional*):
         The CLIP inside the checkpoint. `None`: the model takes `video_features` only.
-    method (`str`, defaults to `"sail"`):
-        Preset of the loss weights that are not given: `fixed`, `ilcacm`, `sail-sim`, `sail-synth`, `sail-synth-hn`,
-        `sail` or `sail-align`.
     feature_size (`int`, defaults to 768):
         D, size of the CLIP features.
     num_frames (`int`, defaults to 32):
         T, largest number of frames (32 for ActivityNet, 100 for YouCook2).
     num_queries (`int`, defaults to 14):
         K, number of event queries, hence the largest number of events (14; 18 for YouCook2).
-    encoder_layers, encoder_attention_heads, encoder_ffn_dim (`int`, default to 6, 12, 2048):
+    encoder_layers, encoder_ffn_dim (`int`, default to 6, 2048):
         Video encoder, whose width is the decoder's.
-    mask_decoder_layers, mask_decoder_attention_heads, mask_decoder_ffn_dim (`int`, default to 1, 12, 1024):
+    mask_decoder_layers, mask_decoder_ffn_dim (`int`, default to 1, 1024):
         Mask generator, whose width is `feature_size`.
-    mask_memory (`str`, defaults to `"frames"`):
-        What the mask generator looks at: `"frames"` (raw features, as ILCACM) or `"encoded"` (the video encoder's
-        output, through a projection).
+    attention_head_dim (`int`, defaults to 64):
+        Smallest size of an attention head in both: a layer has as many heads as its width has room for, or the next
+        smaller number that divides the width (768: 12 heads, 512: 8, 500: 5).
     dropout (`float`, defaults to 0.1)
-    mask_generator (`str`, *optional*):
-        `"learned"`: event queries, as the paper. `"progress"`: frames that drive a video's progress from event to event
+    mask_input_dropout (`float`, defaults to 0.0):
+        Dropout of the event queries and of the frames that the mask generator looks at (ILCACM's code: 0.1).
+    mask_generator (`str`, defaults to `"queries"`):
+        `"queries"`: event queries, as the paper. `"progress"`: frames that drive a video's progress from event to event
         (`SailProgressMaskGenerator`; its hidden width is `mask_decoder_ffn_dim`). `"fixed"`: equal widths, uniformly spread
-        (Figure 2a). Set by `method`.
+        (Figure 2a).
     mask_type (`str`, defaults to `"gaussian"`):
         `"gaussian"` (Eq. 1), `"cauchy"` or `"hard"` (Table 7).
     mask_temperature (`float`, defaults to 2.0):
@@ -120,14 +127,17 @@ class SailConfig(PreTrainedConfig):
     similarity_margin (`float`, defaults to 0.1), diversity_threshold (`float`, defaults to 0.8):
         Delta of Eq. 2; gamma of ILCACM's diversity loss.
     full_loss_weight, positive_loss_weight, negative_loss_weight (`float`, default to 1.0):
-        Captioning losses. The first keeps the counting prompt alive in the second stage.
-    similarity_loss_weight, augmentation_loss_weight, diversity_loss_weight, alignment_loss_weight (`float`, *optional*):
-        Eq. 2, Eq. 3, ILCACM's diversity, and regression to segments aligned with the training captions. Set by `method`.
-    transition_hard_negatives (`bool`, *optional*):
-        Whether synthetic captions are hard negatives in Eq. 2 (`Synth + HN` of Table 6). Set by `method`.
+        Captioning losses: of the whole video where it is the only one, as in the first stage; of events; of complements.
+    joint_full_loss_weight (`float`, defaults to 1.0):
+        Of the whole video beside the others, as in the second stage. It keeps the counting prompt alive; 0 is Eq. 4 as published.
+    similarity_loss_weight, augmentation_loss_weight, diversity_loss_weight, alignment_loss_weight (`float`, default to 1.0,
+        0.25, 0.0, 0.0): Eq. 2, Eq. 3, ILCACM's diversity, and regression to segments aligned with the training captions.
+    transition_hard_negatives (`bool`, defaults to `False`):
+        Whether synthetic captions are hard negatives in Eq. 2 (`Synth + HN` of Table 6).
     full_prompt_ids, event_prompt_ids, separator_ids (`list[int]`):
         Token ids of `<FULL>`, of `<MASK>1 events: ` and of the space between sentences; defaults are GPT-2's.
-    initializer_range (`float`, defaults to 0.02)
+    initializer_range, position_initializer_range (`float`, default to 0.02):
+        Standard deviations of initial weights, and of the initial positions of frames (ILCACM's code: 1.0).
     """
 
     model_type = "sail"
@@ -138,19 +148,17 @@ class SailConfig(PreTrainedConfig):
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
-    method: Literal["fixed", "ilcacm", "sail-sim", "sail-synth", "sail-synth-hn", "sail", "sail-align"] = "sail"
     feature_size: int = 768
     num_frames: int = 32
     num_queries: int = 14
     encoder_layers: int = 6
-    encoder_attention_heads: int = 12
     encoder_ffn_dim: int = 2048
     mask_decoder_layers: int = 1
-    mask_decoder_attention_heads: int = 12
     mask_decoder_ffn_dim: int = 1024
-    mask_memory: Literal["frames", "encoded"] = "frames"
+    attention_head_dim: int = 64
     dropout: float | int = 0.1
-    mask_generator: Literal["learned", "progress", "fixed"] | None = None
+    mask_input_dropout: float | int = 0.0
+    mask_generator: Literal["queries", "progress", "fixed"] = "queries"
     mask_type: Literal["gaussian", "cauchy", "hard"] = "gaussian"
     mask_temperature: float | int = 2.0
     transition_width: float | int = 0.6
@@ -159,18 +167,37 @@ class SailConfig(PreTrainedConfig):
     full_loss_weight: float | int = 1.0
     positive_loss_weight: float | int = 1.0
     negative_loss_weight: float | int = 1.0
-    similarity_loss_weight: float | int | None = None
-    augmentation_loss_weight: float | int | None = None
-    diversity_loss_weight: float | int | None = None
-    alignment_loss_weight: float | int | None = None
-    transition_hard_negatives: bool | None = None
+    joint_full_loss_weight: float | int = 1.0
+    similarity_loss_weight: float | int = 1.0
+    augmentation_loss_weight: float | int = 0.25
+    diversity_loss_weight: float | int = 0.0
+    alignment_loss_weight: float | int = 0.0
+    transition_hard_negatives: bool = False
     full_prompt_ids: list[int] | tuple[int, ...] = (50258,)
     event_prompt_ids: list[int] | tuple[int, ...] = (50259, 16, 2995, 25, 220)
     separator_ids: list[int] | tuple[int, ...] = (220,)
     initializer_range: float | int = 0.02
+    position_initializer_range: float | int = 0.02
 
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        for field, value in method_fields(self.method).items():
-            if getattr(self, field) is None:
-                setattr(self, field, value)
+    @classmethod
+    def for_method(cls, method: str, **fields) -> "SailConfig":
+        """The configuration of a method (`METHODS`): `fixed`, `ilcacm`, `sail-sim`, `sail-synth`, `sail-synth-hn`, `sail`
+        or `sail-align`. `fields` that are given win over the method's.
+
+        Raises:
+            ValueError: no method of that name.
+        """
+        return cls(**{**method_fields(method), **fields})
+
+    @property
+    def method(self) -> str:
+        """Name of the method whose fields this configuration has, or `"custom"`."""
+        mine = {field: getattr(self, field) for field in _OF_NO_METHOD}
+        return next((method for method in METHODS if method_fields(method) == mine), "custom")
+
+    @method.setter
+    def method(self, method: str) -> None:
+        raise ValueError(
+            f"A method is expanded once, into the fields that it stands for: SailConfig.for_method({method!r}, ...) makes a "
+            f"configuration, and from_pretrained(name, **method_fields({method!r})) gives a model another method."
+        )

@@ -15,19 +15,19 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerBase,
+    StoppingCriteriaList,
 )
 from transformers.utils import ModelOutput
 
-from .alignment_sail import ALIGNMENTS, Alignment
+from .alignment_sail import ALIGNMENTS
 from .configuration_sail import SailConfig
 from .loss_sail import cosines
 
-# Custom fields of the generation config; a config that was made without them has these.
+# Fields of ours in the generation config; a config that was made without them has these.
 LOCALIZATION_DEFAULTS = {
     "localization": "masks",
-    "alignment_rounds": 0,
-    "alignment_gap_level": 0.0,
-    "alignment_order": "ordered",
+    "alignment": "ordered",
+    "gap_level": 0.0,
     "stated_count": False,
 }
 
@@ -92,6 +92,9 @@ class SailGenerationMixin(GenerationMixin):
         num_events: Tensor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        durations: Tensor | None = None,
         **kwargs,
     ) -> SailGenerateOutput:
         """Caption the whole video, read the number of events off, localise them, caption each (supplement, section B).
@@ -99,35 +102,42 @@ class SailGenerationMixin(GenerationMixin):
         The generation config's `localization` says how events are localised:
 
         * `"masks"`: by the mask generator. With `num_events`, no whole-video caption is made.
-        * `"alignment"`: by aligning the sentences of the whole-video caption to the frames, with `alignment_order`
-          (`"ordered"`, `"overlapping"` or `"unordered"`, see [`align_ordered`]) and `alignment_gap_level`. Then,
-          `alignment_rounds` times (default 0), each event is captioned again from the mask of its segment and the new
-          sentences are aligned. Needs `tokenizer` and CLIP's text tower. There are at
-          most as many events as frames. With `num_events`, the first that many sentences count; a video whose
-          caption has fewer, or none at all, falls back on the mask generator.
+        * `"alignment"`: by aligning the sentences of the whole-video caption to the frames, with `alignment`
+          (`"ordered"`, `"overlapping"` or `"unordered"`, see [`align_ordered`]) and `gap_level`. Needs `tokenizer` and
+          CLIP's text tower ([`SailModel.get_clip`] finds it). There are at most as many events as frames. With
+          `num_events`, the first that many sentences count; a video whose caption has fewer, or none at all, falls back
+          on the mask generator.
 
         Args:
-            video_features, pixel_values_videos, video_attention_mask: as in `forward`.
+            video_features, pixel_values_videos, video_attention_mask, durations: as in `forward`.
             num_events: `(B,)`, number of events of each video.
             tokenizer: the decoder's, to read sentences; used for `"alignment"` and `stated_count` alone.
             generation_config: defaults to the model's own. Lengths of the whole-video caption are its
                 `full_min_new_tokens` and `full_max_new_tokens`.
+            logits_processor, stopping_criteria: of transformers, for the whole-video captions and the events' alike.
             kwargs: fields that replace the generation config's (`num_beams=1`, `localization="alignment"`, ...).
 
         Raises:
-            ValueError: inputs that do not fit together, or no tokenizer or text tower where they are needed.
+            ValueError: inputs that do not fit together, features that are not finite, an argument that cannot be honoured
+                (`num_return_sequences`, `streamer`, ...), or no tokenizer or text tower where they are needed.
         """
-        config = self._generation_config(generation_config, kwargs)
+        config = self.resolve_generation_config(generation_config, **kwargs)
+        hooks = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
         features, frame_mask = self.model.prepare_features(pixel_values_videos, video_features, video_attention_mask)
+        if not features.isfinite().all():
+            bad = (~features.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+            raise ValueError(
+                f"The features of videos {bad} of the batch are not finite (NaN or infinity): extract them anew."
+            )
         if config.localization == "alignment":
-            return self._generate_aligned(features, frame_mask, num_events, tokenizer, config)
+            return self._generate_aligned(features, frame_mask, num_events, tokenizer, config, hooks)
         full_sequences = None
         if num_events is None:
-            full_sequences = self.describe(features, frame_mask, tokenizer, config)
+            full_sequences = self.describe(features, frame_mask, tokenizer, config, **hooks)
             sentences = [len(self.split_sentences(row)) for row in full_sequences.tolist()]
             num_events = torch.tensor(sentences, device=features.device).clamp(1, self.config.num_queries)
         centers, widths, masks = self.model.localize(features, frame_mask, num_events)
-        sequences, scores = self.caption_events(features, frame_mask, masks, num_events, config)
+        sequences, scores = self.caption_events(features, frame_mask, masks, num_events, config, **hooks)
         return SailGenerateOutput(sequences, scores, num_events, full_sequences, centers, widths, masks)
 
     def _generate_aligned(
@@ -137,10 +147,12 @@ class SailGenerationMixin(GenerationMixin):
         num_events: Tensor | None,
         tokenizer: PreTrainedTokenizerBase | None,
         config: GenerationConfig,
+        hooks: dict,
     ) -> SailGenerateOutput:
         if tokenizer is None:
             raise ValueError("localization='alignment' reads the sentences: pass `tokenizer=processor.tokenizer`.")
-        full_sequences = self.describe(features, frame_mask, tokenizer, config)
+        clip = self.model.get_clip()
+        full_sequences = self.describe(features, frame_mask, tokenizer, config, **hooks)
         most = frame_mask.sum(1) if num_events is None else torch.minimum(num_events, frame_mask.sum(1))
         sentences, scores = self._cut_sentences(features, frame_mask, full_sequences, most.tolist())
         found = torch.tensor([len(of_video) for of_video in sentences], device=features.device)
@@ -148,27 +160,27 @@ class SailGenerationMixin(GenerationMixin):
         aligned = found == num_events
 
         centers, widths = features.new_zeros(2, len(features), int(num_events.max()))
-        if not aligned.all():
-            located = self.model.localize(features[~aligned], frame_mask[~aligned], num_events[~aligned])
-            count = located[0].shape[1]
-            centers[~aligned, :count] = located[0].to(centers)
-            widths[~aligned, :count] = located[1].to(widths)
-        for index in range(config.alignment_rounds + 1):
-            if aligned.any():
-                texts = [tokenizer.batch_decode(sentences[i], skip_special_tokens=True) for i in _indices(aligned)]
-                segments = self._align(texts, features[aligned], frame_mask[aligned], config)
-                count = segments.centers.shape[1]
-                centers[aligned, :count] = segments.centers.to(centers)
-                widths[aligned, :count] = segments.widths.to(widths)
-            masks = self.model.make_masks(centers, widths, frame_mask)
-            # Videos that were not aligned are captioned once, from the mask generator's masks.
-            again = (aligned & (index < config.alignment_rounds)) | (~aligned & (index == 0))
-            if again.any():
-                counts = num_events[again]
-                rows = self.caption_events(features[again], frame_mask[again], masks[again], counts, config)
-                by_video = [values.split(counts.tolist()) for values in rows]
-                for i, ids, score in zip(_indices(again), *by_video, strict=True):
-                    sentences[i], scores[i] = list(ids), score
+        if aligned.any():
+            texts = [tokenizer.batch_decode(sentences[i], skip_special_tokens=True) for i in _indices(aligned)]
+            counts = [len(of_video) for of_video in texts]
+            caption_features = clip.encode_texts([text for of_video in texts for text in of_video]).split(counts)
+            caption_features = pad_sequence(caption_features, batch_first=True).to(features.device)
+            caption_mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+            segments = ALIGNMENTS[config.alignment](
+                cosines(caption_features, features[aligned]), frame_mask[aligned], caption_mask, config.gap_level
+            )
+            centers[aligned, : max(counts)] = segments.centers.to(centers)
+            widths[aligned, : max(counts)] = segments.widths.to(widths)
+        if not aligned.all():  # by the mask generator, and captioned from its masks
+            rest, count = ~aligned, int(num_events[~aligned].max())
+            located = self.model.localize(features[rest], frame_mask[rest], num_events[rest])
+            centers[rest, :count], widths[rest, :count] = located[0].to(centers), located[1].to(widths)
+            counts = num_events[rest]
+            rows = self.caption_events(features[rest], frame_mask[rest], located[2], counts, config, **hooks)
+            by_video = [values.split(counts.tolist()) for values in rows]
+            for i, ids, score in zip(_indices(rest), *by_video, strict=True):
+                sentences[i], scores[i] = list(ids), score
+        masks = self.model.make_masks(centers, widths, frame_mask)
         ids = [sentence for of_video in sentences for sentence in of_video]
         sequences = pad_sequence(ids, batch_first=True, padding_value=config.pad_token_id)
         return SailGenerateOutput(sequences, torch.cat(scores), num_events, full_sequences, centers, widths, masks)
@@ -179,7 +191,8 @@ class SailGenerationMixin(GenerationMixin):
         """The first `most` sentences of each whole-video caption: their token ids, and their scores as of events."""
         prompt = torch.tensor([self.config.full_prompt_ids] * len(features), device=features.device)
         labels = torch.cat([prompt, full_sequences], 1)
-        logits = self.caption_logits(features, frame_mask, labels)[:, prompt.shape[1] - 1 : -1]
+        encoded = self.model.video_encoder(features, frame_mask)
+        logits = self.caption_logits(encoded, frame_mask, labels)[:, prompt.shape[1] - 1 : -1]
         log_probs = logits.float().log_softmax(-1).gather(-1, full_sequences[..., None])[..., 0]
         sentences, scores = [], []
         for ids, values, limit in zip(full_sequences, log_probs, most, strict=True):
@@ -188,17 +201,6 @@ class SailGenerationMixin(GenerationMixin):
             scores.append(torch.tensor([values[start:end].mean().exp() for start, end in spans], device=ids.device))
         return sentences, scores
 
-    def _align(
-        self, texts: list[list[str]], features: Tensor, frame_mask: Tensor, config: GenerationConfig
-    ) -> Alignment:
-        """Segments of each video's sentences."""
-        counts = [len(of_video) for of_video in texts]
-        caption_features = self.model.get_clip().encode_texts([text for of_video in texts for text in of_video])
-        caption_features = pad_sequence(caption_features.split(counts), batch_first=True).to(features.device)
-        caption_mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-        align = ALIGNMENTS[config.alignment_order]
-        return align(cosines(caption_features, features), frame_mask, caption_mask, config.alignment_gap_level)
-
     @torch.no_grad()
     def describe(
         self,
@@ -206,6 +208,8 @@ class SailGenerationMixin(GenerationMixin):
         frame_mask: Tensor,
         tokenizer: PreTrainedTokenizerBase | None = None,
         generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
         **kwargs,
     ) -> Tensor:
         """Token ids `(B, length)` of `N events: ` and all sentences of each video, after the prompt `<FULL>`.
@@ -213,10 +217,10 @@ class SailGenerationMixin(GenerationMixin):
         With `stated_count` in the generation config, there are as many sentences as the caption says at its start
         ([`StatedCountLogitsProcessor`]); needs `tokenizer`, and a separator of one token.
         """
-        config = self._generation_config(generation_config, kwargs)
+        config = self.resolve_generation_config(generation_config, **kwargs)
         config.min_new_tokens = getattr(config, "full_min_new_tokens", config.min_new_tokens)
         config.max_new_tokens = getattr(config, "full_max_new_tokens", config.max_new_tokens)
-        processors = []
+        processors = LogitsProcessorList(logits_processor or [])
         if config.stated_count:
             if tokenizer is None or len(self.config.separator_ids) != 1:
                 raise ValueError(
@@ -224,8 +228,9 @@ class SailGenerationMixin(GenerationMixin):
                     f"with a single token for a space; found separator_ids {list(self.config.separator_ids)}."
                 )
             end = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-            processors = [StatedCountLogitsProcessor(tokenizer, self.config.separator_ids[0], end)]
-        return self._decode(video_features, frame_mask, self.config.full_prompt_ids, config, processors).sequences
+            processors.append(StatedCountLogitsProcessor(tokenizer, self.config.separator_ids[0], end))
+        prompt = self.config.full_prompt_ids
+        return self._decode(video_features, frame_mask, prompt, config, processors, stopping_criteria).sequences
 
     @torch.no_grad()
     def caption_events(
@@ -235,19 +240,21 @@ class SailGenerationMixin(GenerationMixin):
         masks: Tensor,
         num_events: Tensor,
         generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor]:
         """One sentence for each event from v * M.
 
         `masks`: `(B, N, T)`; `num_events`: `(B,)`. Returns token ids `(sum N, length)` and scores `(sum N,)` in [0, 1].
         """
-        config = self._generation_config(generation_config, kwargs)
-        config.return_dict_in_generate, config.output_scores = True, True
+        config = self.resolve_generation_config(generation_config, **kwargs)
         video, event = (
             torch.arange(masks.shape[1], device=masks.device) < num_events.to(masks.device)[:, None]
         ).nonzero(as_tuple=True)
         masked = video_features[video] * masks[video, event][:, :, None].to(video_features.dtype)
-        out = self._decode(masked, frame_mask[video], self.config.event_prompt_ids, config)
+        prompt = self.config.event_prompt_ids
+        out = self._decode(masked, frame_mask[video], prompt, config, logits_processor, stopping_criteria)
         log_probs = self.decoder.compute_transition_scores(
             out.sequences, out.scores, out.get("beam_indices"), normalize_logits=out.get("beam_indices") is None
         )
@@ -255,43 +262,54 @@ class SailGenerationMixin(GenerationMixin):
         lengths = (out.sequences != config.pad_token_id)[:, : log_probs.shape[1]]
         return out.sequences, (log_probs.where(lengths, 0.0).sum(1) / lengths.sum(1).clamp(min=1)).exp()
 
-    def _generation_config(self, generation_config: GenerationConfig | None, overrides: dict) -> GenerationConfig:
+    def resolve_generation_config(
+        self, generation_config: GenerationConfig | None = None, **overrides
+    ) -> GenerationConfig:
+        """A copy of `generation_config` (default: the model's own) with our fields, and with `overrides` in place.
+
+        Raises:
+            ValueError: an override that is no field of it, or that generation in several passes cannot honour.
+        """
         config = copy.deepcopy(generation_config or self.generation_config)
         for name, default in LOCALIZATION_DEFAULTS.items():
             setattr(config, name, getattr(config, name, default))
-        unknown = config.update(**overrides)
-        if unknown:
-            raise ValueError(f"Unknown generation arguments: {', '.join(unknown)}.")
+        if unknown := config.update(**overrides):
+            raise ValueError(f"`generate` does not know the arguments {', '.join(unknown)}.")
+        if (config.num_return_sequences or 1) > 1 or config.prompt_lookup_num_tokens:
+            raise ValueError(
+                "`generate` writes one sentence for each event, so it cannot honour `num_return_sequences` above 1 or "
+                "`prompt_lookup_num_tokens`."
+            )
         if config.localization not in ("masks", "alignment"):
             raise ValueError(f"`localization` must be 'masks' or 'alignment', found {config.localization!r}.")
-        if config.alignment_order not in ALIGNMENTS:
-            raise ValueError(
-                f"`alignment_order` must be one of {', '.join(ALIGNMENTS)}, found {config.alignment_order!r}."
-            )
-        if config.alignment_rounds < 0:
-            raise ValueError(f"`alignment_rounds` must not be negative, found {config.alignment_rounds}.")
+        if config.alignment not in ALIGNMENTS:
+            raise ValueError(f"`alignment` must be one of {', '.join(ALIGNMENTS)}, found {config.alignment!r}.")
         return config
 
     def _decode(
         self,
         video_features: Tensor,
         frame_mask: Tensor,
-        prompt: list[int],
+        prompt: Sequence[int],
         config: GenerationConfig,
-        processors: Sequence[LogitsProcessor] = (),
-    ):
+        logits_processor: LogitsProcessorList | None,
+        stopping_criteria: StoppingCriteriaList | None,
+    ) -> ModelOutput:
         ids = torch.tensor([list(prompt)] * len(video_features), device=video_features.device)
-        embeds, attention_mask = self._decoder_inputs(video_features, frame_mask, ids)
+        encoded = self.model.video_encoder(video_features, frame_mask)
+        embeds, attention_mask = self.decoder_inputs(encoded, frame_mask, ids)
         with warnings.catch_warnings():
             # Repeats are looked for in the new tokens alone, as they should be: frames have no token ids.
             warnings.filterwarnings("ignore", message="Passing `no_repeat_ngram_size` with `inputs_embeds`")
-            out = self.decoder.generate(
+            return self.decoder.generate(
                 inputs_embeds=embeds,
                 attention_mask=attention_mask,
                 generation_config=config,
-                logits_processor=LogitsProcessorList(processors),
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                return_dict_in_generate=True,
+                output_scores=True,
             )
-        return out if config.return_dict_in_generate else SailGenerateOutput(sequences=out)
 
     def split_sentences(self, ids: list[int]) -> list[list[int]]:
         """Token ids of each sentence in a whole-video caption `N events: sentence sentence ...<end>`."""

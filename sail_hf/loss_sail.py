@@ -1,41 +1,33 @@
-"""SAIL's losses as pure functions of tensors (paper section 3; ILCACM's diversity).
+"""SAIL's losses (paper section 3; ILCACM's diversity): pure functions of tensors, and the table of them.
 
 Every loss is a mean over the items of the batch: tokens, events or videos. `num_items` replaces the number in the
 denominator, so that micro-batches of one optimiser step can be normalised by the whole step's count ([`count_items`]).
-Each function returns `None` where the batch has no item, e.g. the similarity loss of videos with one caption.
+
+A new loss is a function here with its row of [`LOSSES`], its field of [`SailOutput`], and its weight in [`SailConfig`].
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.utils import ModelOutput
+
+from .alignment_sail import align_ordered
+from .configuration_sail import SailConfig
 
 IGNORE_INDEX = -100
 
 
-def _mean(values: Tensor, num_items: Tensor | int | None) -> Tensor | None:
-    if values.numel() == 0:
-        return None
-    return values.sum() / (values.numel() if num_items is None else num_items)
+def _mean(per_item: Tensor, counted: Tensor, num_items: Tensor | int | None) -> Tensor:
+    """Mean of the counted items, or their sum over `num_items`; 0 where nothing is counted."""
+    return (per_item * counted).sum() / (counted.sum().clamp(min=1) if num_items is None else num_items)
 
 
-def count_items(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the losses of a batch (see the model's `forward`) average over, by the name of the count."""
-    counts = {
-        name: (batch[labels][:, 1:] != IGNORE_INDEX).sum()
-        for name, labels in [
-            ("full_tokens", "full_labels"),
-            ("positive_tokens", "event_labels"),
-            ("negative_tokens", "complement_labels"),
-        ]
-        if labels in batch
-    }
-    if "num_events" in batch:
-        counts["events"] = batch["num_events"].sum()
-        counts["multi_event_videos"] = (batch["num_events"] > 1).sum()
-    return counts
-
-
-def caption_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor | None:
+def caption_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
     """Cross-entropy of the next token, mean over target tokens.
 
     Args:
@@ -43,8 +35,10 @@ def caption_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None 
         labels: `(rows, L)`, -100 = no target. The first token of a row is context only.
     """
     targets = labels[:, 1:]
+    # Target positions alone become float32: a batch's padding can be most of it.
     keep = targets != IGNORE_INDEX
-    return _mean(F.cross_entropy(logits[:, :-1][keep].float(), targets[keep], reduction="none"), num_items)
+    total = F.cross_entropy(logits[:, :-1][keep].float(), targets[keep], reduction="sum")
+    return total / (keep.sum().clamp(min=1) if num_items is None else num_items)
 
 
 def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
@@ -56,8 +50,12 @@ def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of each row of `a` `(B, N, D)` with each row of `b` `(B, M, D)` -> `(B, N, M)`; 0 for a zero row."""
-    return F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).transpose(1, 2)
+    """Cosine of each row of `a` `(B, N, D)` with each row of `b` `(B, M, D)` -> `(B, N, M)`; 0 for a zero row.
+
+    In float32 whatever the inputs, under autocast too: bfloat16's steps are a large part of Eq. 2's margin.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        return F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).transpose(1, 2)
 
 
 def similarity_hinges(
@@ -95,10 +93,10 @@ def similarity_hinges(
     return hinges.masked_fill(~(event_valid & (event_valid.sum(1, keepdim=True) > 1)), 0.0)
 
 
-def similarity_loss(hinges: Tensor, event_valid: Tensor, num_items: Tensor | int | None = None) -> Tensor | None:
+def similarity_loss(hinges: Tensor, event_valid: Tensor, num_items: Tensor | int | None = None) -> Tensor:
     """Eq. 2: mean of the hinges over a video's events, then over the videos that have more than one caption."""
     counts = event_valid.sum(1)
-    return _mean((hinges.sum(1) / counts.clamp(min=1))[counts > 1], num_items)
+    return _mean(hinges.sum(1) / counts.clamp(min=1), counts > 1, num_items)
 
 
 def augmentation_loss(
@@ -106,7 +104,7 @@ def augmentation_loss(
     transition_features: Tensor,
     event_valid: Tensor,
     num_items: Tensor | int | None = None,
-) -> Tensor | None:
+) -> Tensor:
     """Eq. 3: one minus the cosine of inter-mask features with the synthetic captions.
 
     Args:
@@ -118,18 +116,17 @@ def augmentation_loss(
     gap_valid = event_valid[:, 1:]
     similarity = F.cosine_similarity(transition_masked_features.float(), transition_features.float(), dim=-1)
     counts = gap_valid.sum(1)
-    per_video = ((1 - similarity) * gap_valid).sum(1) / counts.clamp(min=1)
-    return _mean(per_video[counts > 0], num_items)
+    return _mean(((1 - similarity) * gap_valid).sum(1) / counts.clamp(min=1), counts > 0, num_items)
 
 
 def diversity_loss(
     masks: Tensor, event_valid: Tensor, threshold: float, num_items: Tensor | int | None = None
-) -> Tensor | None:
+) -> Tensor:
     """ILCACM's diversity: relu(cos(M_i, M_j) - threshold), mean over a video's pairs of masks `(B, N, T)`, then over videos."""
     pairs = (event_valid[:, :, None] & event_valid[:, None, :]).triu(1)
     overlap = (cosines(masks, masks) - threshold).clamp(min=0) * pairs
     counts = pairs.sum((1, 2))
-    return _mean((overlap.sum((1, 2)) / counts.clamp(min=1))[counts > 0], num_items)
+    return _mean(overlap.sum((1, 2)) / counts.clamp(min=1), counts > 0, num_items)
 
 
 def segment_loss(
@@ -139,16 +136,240 @@ def segment_loss(
     target_widths: Tensor,
     event_valid: Tensor,
     num_items: Tensor | int | None = None,
-) -> Tensor | None:
+) -> Tensor:
     """L1 of centre and width plus 1 - generalised IoU of the segments (as DETR's box loss), mean over events.
 
     All `(B, N)`, normalised [0, 1].
     """
+    from torchvision.ops import generalized_box_iou_loss  # slow to import
+
+    def boxes(c: Tensor, w: Tensor) -> Tensor:
+        """Segments as boxes of height 1."""
+        return torch.stack([c - w / 2, torch.zeros_like(c), c + w / 2, torch.ones_like(c)], -1).float()
+
     l1 = (centers - target_centers).abs() + (widths - target_widths).abs()
-    start, end = centers - widths / 2, centers + widths / 2
-    target_start, target_end = target_centers - target_widths / 2, target_centers + target_widths / 2
-    intersection = (torch.minimum(end, target_end) - torch.maximum(start, target_start)).clamp(min=0)
-    hull = torch.maximum(end, target_end) - torch.minimum(start, target_start)
-    union = widths + target_widths - intersection
-    iou = intersection / union.clamp(min=1e-8) - (hull - union) / hull.clamp(min=1e-8)
-    return _mean((l1 + 1 - iou)[event_valid], num_items)
+    giou = generalized_box_iou_loss(boxes(centers, widths), boxes(target_centers, target_widths))
+    return _mean(l1 + giou, event_valid, num_items)
+
+
+@dataclass
+class LossInputs:
+    """What losses are computed from; `None` where the batch does not have it.
+
+    Args:
+        config ([`SailConfig`])
+        features: `(B, T, D)` raw frame features, 0 on padding; `frame_mask`: `(B, T)`.
+        encoded: `(B, T, hidden_size)`, the video encoder's output for `features`.
+        encode: the video encoder, `(features, frame_mask) -> encoded`.
+        caption_logits: `(encoded, frame_mask, labels) -> logits`, see [`SailForDenseVideoCaptioning.caption_logits`].
+        counts: number of events of each video, on the host, so that nothing waits for the device.
+        centers, widths: `(B, N)`; `masks`: `(B, N, T)`.
+        make_masks: `(centers, widths, frame_mask) -> masks`.
+        full_labels: `(B, L)`; `event_labels`, `complement_labels`: `(B, N, L)`.
+        caption_features: `(B, N, D)`; `transition_features`: `(B, N-1, D)`.
+    """
+
+    config: SailConfig
+    features: Tensor
+    frame_mask: Tensor
+    encoded: Tensor
+    encode: Callable[[Tensor, Tensor], Tensor]
+    caption_logits: Callable[[Tensor, Tensor, Tensor], Tensor]
+    make_masks: Callable[[Tensor, Tensor, Tensor], Tensor]
+    counts: list[int] | None = None
+    centers: Tensor | None = None
+    widths: Tensor | None = None
+    masks: Tensor | None = None
+    full_labels: Tensor | None = None
+    event_labels: Tensor | None = None
+    complement_labels: Tensor | None = None
+    caption_features: Tensor | None = None
+    transition_features: Tensor | None = None
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """`(B, N)` bool, which rows are events."""
+        counts = torch.tensor(self.counts, device=self.features.device)
+        return torch.arange(self.masks.shape[1], device=counts.device) < counts[:, None]
+
+    @cached_property
+    def several(self) -> bool:
+        """Whether any video has more than one event, hence negatives, pairs and gaps."""
+        return self.counts is not None and max(self.counts) > 1
+
+    @cached_property
+    def between(self) -> Tensor | None:
+        """`(B, N-1, D)`, time-averaged features under the inter-masks, midway between adjacent centres."""
+        if self.transition_features is None or not self.several:
+            return None
+        widths = torch.full_like(self.centers[:, 1:], self.config.transition_width) * self.valid[:, 1:]
+        masks = self.make_masks((self.centers[:, :-1] + self.centers[:, 1:]) / 2, widths, self.frame_mask)
+        return masked_mean(self.features, masks)
+
+    @cached_property
+    def hinges(self) -> Tensor | None:
+        """`(B, N)`, [`similarity_hinges`] of the configuration."""
+        if self.caption_features is None or not self.several:
+            return None
+        hard = (self.between, self.transition_features) if self.config.transition_hard_negatives else (None, None)
+        masked = masked_mean(self.features, self.masks)
+        return similarity_hinges(masked, self.caption_features, self.valid, self.config.similarity_margin, *hard)
+
+    def active_hinges(self) -> Tensor | None:
+        """Share of Eq. 2's hinges above 0."""
+        if self.hinges is None or not self.config.similarity_loss_weight:
+            return None
+        counted = self.valid & (self.valid.sum(1, keepdim=True) > 1)
+        return (self.hinges > 0).float().sum() / counted.sum()
+
+    def event_pass(self, labels: Tensor, weights: Tensor, num_items: Tensor | None, at_least: int) -> Tensor | None:
+        """[`caption_loss`] of the events' labels after frames weighted by `weights` `(B, N, T)`, a row an event.
+
+        Events of videos with fewer than `at_least` events have no row.
+        """
+        pairs = [(b, n) for b, count in enumerate(self.counts) if count >= at_least for n in range(count)]
+        if not pairs:
+            return None
+        video, event = torch.tensor(pairs, device=self.features.device).unbind(1)
+        frame_mask = self.frame_mask[video]
+        frames = self.features[video] * weights[video, event][:, :, None].to(self.features.dtype)
+        labels = labels[video, event]
+        return caption_loss(
+            self.caption_logits(self.encode(frames, frame_mask), frame_mask, labels), labels, num_items
+        )
+
+
+def _full(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
+    if inputs.full_labels is None:
+        return None
+    logits = inputs.caption_logits(inputs.encoded, inputs.frame_mask, inputs.full_labels)
+    return caption_loss(logits, inputs.full_labels, num_items)
+
+
+def _positive(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
+    labels = inputs.event_labels
+    return None if labels is None else inputs.event_pass(labels, inputs.masks, num_items, at_least=1)
+
+
+def _negative(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
+    labels = inputs.complement_labels
+    return None if labels is None else inputs.event_pass(labels, 1 - inputs.masks, num_items, at_least=2)
+
+
+def _similarity(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
+    return None if inputs.hinges is None else similarity_loss(inputs.hinges, inputs.valid, num_items)
+
+
+def _augmentation(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
+    if inputs.between is None:
+        return None
+    return augmentation_loss(inputs.between, inputs.transition_features, inputs.valid, num_items)
+
+
+def _diversity(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
+    if not inputs.several:
+        return None
+    return diversity_loss(inputs.masks, inputs.valid, inputs.config.diversity_threshold, num_items)
+
+
+def _alignment(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
+    if inputs.caption_features is None:
+        return None
+    with torch.no_grad():
+        target = align_ordered(cosines(inputs.caption_features, inputs.features), inputs.frame_mask, inputs.valid)
+    return segment_loss(inputs.centers, inputs.widths, target.centers, target.widths, inputs.valid, num_items)
+
+
+class Loss(NamedTuple):
+    """A row of [`LOSSES`].
+
+    Attributes:
+        name: `loss_<name>` in the output and in logs.
+        weight: field of [`SailConfig`]; a loss of weight 0 is not computed.
+        average: what it is a mean over, a name of [`count_items`].
+        columns: columns of a data set that it needs, besides captions and features of the video.
+        compute: `(inputs, num_items) -> loss`, `None` where the batch has nothing for it.
+    """
+
+    name: str
+    weight: str
+    average: str
+    columns: tuple[str, ...]
+    compute: Callable[[LossInputs, Tensor | None], Tensor | None]
+
+
+LOSSES = (
+    Loss("full", "full_loss_weight", "full_tokens", (), _full),
+    Loss("positive", "positive_loss_weight", "positive_tokens", (), _positive),
+    Loss("negative", "negative_loss_weight", "negative_tokens", (), _negative),
+    Loss("similarity", "similarity_loss_weight", "multi_event_videos", ("caption_features",), _similarity),
+    Loss("augmentation", "augmentation_loss_weight", "multi_event_videos", ("transition_features",), _augmentation),
+    Loss("diversity", "diversity_loss_weight", "multi_event_videos", (), _diversity),
+    Loss("alignment", "alignment_loss_weight", "events", ("caption_features",), _alignment),
+)
+
+
+@dataclass
+class SailOutput(ModelOutput):
+    """Output of [`SailForDenseVideoCaptioning`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): weighted sum of the parts that the batch allows (Eq. 4).
+        loss_full, loss_positive, loss_negative, loss_similarity, loss_augmentation, loss_diversity, loss_alignment
+            (`torch.FloatTensor` of shape `()`, *optional*): the parts, unweighted; `None` where the batch has no item.
+        active_hinges (`torch.FloatTensor` of shape `()`, *optional*):
+            Share of Eq. 2's hinges above 0. Near 1 all along, the margin is out of reach and masks tend to collapse.
+        event_centers, event_widths, event_masks, hidden_states, attentions, mask_attentions: as in [`SailModelOutput`].
+    """
+
+    loss: Tensor | None = None
+    loss_full: Tensor | None = None
+    loss_positive: Tensor | None = None
+    loss_negative: Tensor | None = None
+    loss_similarity: Tensor | None = None
+    loss_augmentation: Tensor | None = None
+    loss_diversity: Tensor | None = None
+    loss_alignment: Tensor | None = None
+    active_hinges: Tensor | None = None
+    event_centers: Tensor | None = None
+    event_widths: Tensor | None = None
+    event_masks: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    mask_attentions: tuple[Tensor, ...] | None = None
+
+
+def sail_losses(inputs: LossInputs, num_items: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Every loss of [`LOSSES`] that has a weight and that the batch allows, unweighted, by name; and their sum, `"total"`."""
+    parts, terms = {}, []
+    for loss in LOSSES:
+        weight = getattr(inputs.config, loss.weight)
+        if loss.name == "full" and inputs.masks is not None:  # not alone, as in the first stage
+            weight = inputs.config.joint_full_loss_weight
+        value = loss.compute(inputs, (num_items or {}).get(loss.average)) if weight else None
+        if value is not None:
+            parts[loss.name] = value
+            terms.append(weight * value)
+    if terms:
+        parts["total"] = torch.stack(terms).sum()
+    return parts
+
+
+def required_columns(config: SailConfig) -> dict[str, str]:
+    """Columns of a data set that the losses of a configuration need, each with the field of the configuration that says so."""
+    needed = {column: loss.weight for loss in LOSSES if getattr(config, loss.weight) for column in loss.columns}
+    if config.transition_hard_negatives and config.similarity_loss_weight:
+        needed.setdefault("transition_features", "transition_hard_negatives")
+    return needed
+
+
+def count_items(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the losses of a batch (see the model's `forward`) average over, by the name of the count."""
+    labels = {"full_tokens": "full_labels", "positive_tokens": "event_labels", "negative_tokens": "complement_labels"}
+    counts = {
+        name: (batch[labels][..., 1:] != IGNORE_INDEX).sum() for name, labels in labels.items() if labels in batch
+    }
+    if "num_events" in batch:
+        counts["events"] = batch["num_events"].sum()
+        counts["multi_event_videos"] = (batch["num_events"] > 1).sum()
+    return counts

@@ -4,26 +4,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .alignment_sail import align_ordered
 from .clip_sail import SailClip, build_towers, load_clip, text_tokenizer
 from .configuration_sail import SailConfig
 from .generation_sail import SailGenerationMixin, default_generation_config
-from .loss_sail import (
-    IGNORE_INDEX,
-    augmentation_loss,
-    caption_loss,
-    cosines,
-    diversity_loss,
-    masked_mean,
-    segment_loss,
-    similarity_hinges,
-    similarity_loss,
-)
+from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder
+from .loss_sail import IGNORE_INDEX, LossInputs, SailOutput, sail_losses
+from .masks_sail import MASK_GENERATORS, event_masks
 
 # Frames that pass through the CLIP vision tower at a time, whatever the batch: bounds the memory.
 _FRAMES_PER_CLIP_PASS = 64
@@ -40,6 +32,8 @@ class SailModelOutput(ModelOutput):
             In [0, 1] of the video's duration, sorted by centre, 0 past a video's number of events. Given `num_events`.
         event_masks (`torch.FloatTensor` of shape `(batch_size, num_events, num_frames)`, *optional*):
             Weight of each frame in [0, 1] (Eq. 1); 0 on padding.
+        hidden_states, attentions: of the video encoder's layers, with `output_hidden_states`, `output_attentions`.
+        mask_attentions: of the event queries to the frames, with `output_mask_attentions`; empty for mask generators without.
     """
 
     last_hidden_state: Tensor | None = None
@@ -47,59 +41,9 @@ class SailModelOutput(ModelOutput):
     event_centers: Tensor | None = None
     event_widths: Tensor | None = None
     event_masks: Tensor | None = None
-
-
-@dataclass
-class SailOutput(ModelOutput):
-    """Output of [`SailForDenseVideoCaptioning`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): weighted sum of the parts that the batch allows (Eq. 4).
-        loss_full, loss_positive, loss_negative, loss_similarity, loss_augmentation, loss_diversity, loss_alignment
-            (`torch.FloatTensor` of shape `(1,)`, *optional*): the parts, unweighted; `None` where the batch has no item.
-        active_hinges (`torch.FloatTensor` of shape `(1,)`, *optional*):
-            Share of Eq. 2's hinges above 0. Near 1 all along, the margin is out of reach and masks tend to collapse.
-        event_centers, event_widths, event_masks: as in [`SailModelOutput`].
-    """
-
-    loss: Tensor | None = None
-    loss_full: Tensor | None = None
-    loss_positive: Tensor | None = None
-    loss_negative: Tensor | None = None
-    loss_similarity: Tensor | None = None
-    loss_augmentation: Tensor | None = None
-    loss_diversity: Tensor | None = None
-    loss_alignment: Tensor | None = None
-    active_hinges: Tensor | None = None
-    event_centers: Tensor | None = None
-    event_widths: Tensor | None = None
-    event_masks: Tensor | None = None
-
-
-def event_masks(centers: Tensor, widths: Tensor, frame_mask: Tensor, mask_type: str, temperature: float) -> Tensor:
-    """Temporal masks from centres and widths (Eq. 1 for `"gaussian"`; Table 7 for the others).
-
-    Args:
-        centers, widths: `(B, N)` in [0, 1].
-        frame_mask: `(B, T)`, 1 = real frame; real frames come first and span t in [0, 1].
-        mask_type: `"gaussian"`, `"cauchy"` (peak 1) or `"hard"` (1 inside centre +- width / 2).
-        temperature: tau.
-
-    Returns:
-        `(B, N, T)` in [0, 1], 0 on padding.
-    """
-    last = (frame_mask.sum(1, keepdim=True) - 1).clamp(min=1)
-    time = torch.arange(frame_mask.shape[1], device=centers.device) / last
-    offset = time[:, None, :] - centers[:, :, None]
-    # A width of 0 is a spike on its own frame, not a division by zero.
-    scale = (widths[:, :, None] / temperature).clamp(min=1e-6)
-    if mask_type == "gaussian":
-        masks = torch.exp(-((offset / scale) ** 2) / 2)
-    elif mask_type == "cauchy":
-        masks = 1 / (1 + (offset / scale) ** 2)
-    else:
-        masks = (offset.abs() <= widths[:, :, None] / 2).to(centers.dtype)
-    return masks * frame_mask[:, None, :]
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    mask_attentions: tuple[Tensor, ...] | None = None
 
 
 def _check_shape(name: str, value: Tensor | None, shape: tuple[int | None, ...]) -> None:
@@ -111,123 +55,19 @@ def _check_shape(name: str, value: Tensor | None, shape: tuple[int | None, ...])
         raise ValueError(f"`{name}` must have shape ({expected}), found {tuple(value.shape)}.")
 
 
-def fixed_segments(num_events: Tensor, max_events: int) -> tuple[Tensor, Tensor]:
-    """Centres (i + 0.5) / N and widths 1 / N, each `(B, max_events)`, 0 past N (the fixed masks of Figure 2a)."""
-    index = torch.arange(max_events, device=num_events.device)
-    valid = index < num_events[:, None]
-    return ((index + 0.5) / num_events[:, None]) * valid, valid / num_events[:, None]
-
-
-class SailVideoEncoder(nn.Module):
-    """Pre-norm Transformer over frames, into the decoder's embedding space."""
-
-    def __init__(self, config: SailConfig):
-        super().__init__()
-        width = config.text_config.hidden_size
-        self.input_projection = (
-            nn.Linear(config.feature_size, width) if config.feature_size != width else nn.Identity()
+def _check_frame_mask(frame_mask: Tensor) -> None:
+    if not (frame_mask[:, 0].all() & (frame_mask.diff(dim=1) <= 0).all()):
+        raise ValueError(
+            "`video_attention_mask` must be 1 on a video's frames, which come first, and 0 on the padding after them."
         )
-        self.position_embeddings = nn.Parameter(torch.zeros(config.num_frames, width))
-        self.dropout = nn.Dropout(config.dropout)
-        layer = nn.TransformerEncoderLayer(
-            width,
-            config.encoder_attention_heads,
-            config.encoder_ffn_dim,
-            config.dropout,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
+
+
+def _check_options(kwargs: dict) -> None:
+    known = ("output_attentions", "output_hidden_states", "output_mask_attentions")
+    if unknown := set(kwargs) - set(known):
+        raise TypeError(
+            f"Unknown arguments: {', '.join(sorted(unknown))}. Besides its inputs, the model takes {', '.join(known)}."
         )
-        self.encoder = nn.TransformerEncoder(layer, config.encoder_layers, enable_nested_tensor=False)
-        self.norm = nn.LayerNorm(width)
-        self.projection = nn.Linear(width, width, bias=False)
-
-    def forward(self, video_features: Tensor, frame_mask: Tensor) -> Tensor:
-        """`(B, T, D)`, `(B, T)` -> `(B, T, hidden_size)`."""
-        hidden = self.input_projection(video_features) + self.position_embeddings[: video_features.shape[1]]
-        hidden = self.encoder(self.dropout(hidden), src_key_padding_mask=frame_mask == 0)
-        return self.projection(self.norm(hidden))
-
-
-class SailMaskGenerator(nn.Module):
-    """Event queries that look at the frames and give each event a centre and a width."""
-
-    def __init__(self, config: SailConfig):
-        super().__init__()
-        width = config.feature_size
-        self.queries = nn.Parameter(torch.zeros(config.num_queries, width))
-        self.position_embeddings = nn.Parameter(torch.zeros(config.num_frames, width))
-        layer = nn.TransformerDecoderLayer(
-            width,
-            config.mask_decoder_attention_heads,
-            config.mask_decoder_ffn_dim,
-            config.dropout,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        self.decoder = nn.TransformerDecoder(layer, config.mask_decoder_layers)
-        self.norm = nn.LayerNorm(width)
-        self.center_head = nn.Linear(width, 1, bias=False)
-        self.width_head = nn.Linear(width, 1, bias=False)
-
-    def forward(self, memory: Tensor, frame_mask: Tensor, num_events: Tensor) -> tuple[Tensor, Tensor]:
-        """Centres and widths `(B, N)` in [0, 1], sorted by centre, 0 past a video's N.
-
-        `memory`: `(B, T, D)`; `frame_mask`: `(B, T)`; `num_events`: `(B,)`.
-        """
-        count = int(num_events.max())
-        valid = torch.arange(count, device=memory.device) < num_events[:, None]
-        hidden = self.decoder(
-            self.queries[:count].expand(len(memory), -1, -1),
-            memory + self.position_embeddings[: memory.shape[1]],
-            tgt_key_padding_mask=~valid,
-            memory_key_padding_mask=frame_mask == 0,
-        )
-        hidden = self.norm(hidden)
-        centers = self.center_head(hidden).squeeze(-1).sigmoid()
-        widths = self.width_head(hidden).squeeze(-1).sigmoid()
-        order = centers.masked_fill(~valid, torch.inf).argsort(1)
-        return centers.gather(1, order) * valid, widths.gather(1, order) * valid
-
-
-class SailProgressMaskGenerator(nn.Module):
-    """Frames that drive a video's progress from 0 to N; event i lies where it goes from i to i + 1.
-
-    Convolutions over time give each frame its share of the progress, so what is seen decides where events begin and
-    end, and they come in order: continuous integrate-and-fire (Dong and Xu, ICASSP 2020), made for speech. Beyond the
-    paper, whose generator are the event queries of `SailMaskGenerator`.
-    """
-
-    def __init__(self, config: SailConfig):
-        super().__init__()
-        width, hidden = config.feature_size, config.mask_decoder_ffn_dim
-        self.norm = nn.LayerNorm(width)
-        self.layers = nn.ModuleList([nn.Conv1d(size, hidden, 5, padding=2) for size in (width, hidden)])
-        self.head = nn.Conv1d(hidden, 1, 1)
-
-    def forward(self, memory: Tensor, frame_mask: Tensor, num_events: Tensor) -> tuple[Tensor, Tensor]:
-        """As `SailMaskGenerator`."""
-        real = frame_mask[:, None].to(memory.dtype)
-        hidden = self.norm(memory).transpose(1, 2)
-        for layer in self.layers:
-            hidden = functional.gelu(layer(hidden * real))
-        # No frame stands quite still, so that every event has a place.
-        rates = ((self.head(hidden).sigmoid() + 0.02) * real)[:, 0].float()
-        progress = functional.pad(rates.cumsum(1), (1, 0))
-        progress = progress / progress[:, -1:] * num_events[:, None]
-        # A frame stands for half a step on either side of its time; step t ends where frame t + 1 begins.
-        step, length = torch.arange(progress.shape[1], device=memory.device), frame_mask.sum(1, keepdim=True)
-        times = ((step - 0.5) / (length - 1).clamp(min=1)).clamp(0, 1).where(step < length, 1.0)
-        event = torch.arange(int(num_events.max()), device=memory.device)
-        valid = event < num_events[:, None]
-        # The first and last tenth of an event are where it is least certain: they are left to what lies between.
-        wanted = torch.cat([event + 0.1, event + 0.9]).where(torch.cat([valid, valid], 1), 0.5)
-        after = torch.searchsorted(progress.detach(), wanted, right=True)
-        low, high = progress.gather(1, after - 1), progress.gather(1, after)
-        begin, end = times.gather(1, after - 1), times.gather(1, after)
-        start, stop = (begin + (wanted - low) / (high - low) * (end - begin)).chunk(2, dim=1)
-        return (start + stop) / 2 * valid, ((stop - start) / 0.8).clamp(max=1) * valid
 
 
 class SailPreTrainedModel(PreTrainedModel):
@@ -237,23 +77,31 @@ class SailPreTrainedModel(PreTrainedModel):
     input_modalities = ("video",)
     # The losses are means over the batch, unless the step's own counts come as `num_items_in_batch` from `SailTrainer`.
     accepts_loss_kwargs = False
-    _no_split_modules = ["TransformerEncoderLayer", "TransformerDecoderLayer"]
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SailEncoderLayer", "SailMaskDecoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        std = self.config.initializer_range
-        if isinstance(module, SailVideoEncoder):
-            init.normal_(module.position_embeddings, std=std)
-        elif isinstance(module, nn.Conv1d):
-            # torch's own, which the size of the layer decides: the progress generator's frames must not start saturated.
-            init.kaiming_uniform_(module.weight, a=5**0.5)
-        elif isinstance(module, SailMaskGenerator):
-            init.normal_(module.queries, std=1.0)
-            init.normal_(module.position_embeddings, std=std)
-        elif getattr(module, "attn_mask", None) is not None and hasattr(module, "build_causal_mask"):
-            # open_clip's text tower keeps its causal mask in a buffer that no checkpoint holds.
-            init.copy_(module.attn_mask, module.build_causal_mask().to(module.attn_mask.device))
+        if isinstance(module, (SailVideoEncoder, *MASK_GENERATORS.values())):
+            module.initialize(self.config)
+        elif type(module).__module__.startswith(("open_clip.", "timm.")) and not isinstance(module, nn.LayerNorm):
+            for parameter in module.parameters(recurse=False):
+                init.normal_(parameter, std=self.config.initializer_range)
+            # What no checkpoint holds, such as the causal mask of open_clip's text tower, is made anew.
+            if made := dict(module.named_buffers(recurse=False)).keys() - module.state_dict().keys():
+                path = next(name for name, other in self.named_modules() if other is module)
+                tower, _, inner = path.partition(".")
+                with torch.device("cpu"), init.no_init_weights():
+                    towers = dict(
+                        zip(("vision_tower", "text_tower"), build_towers(self.config.vision_config), strict=True)
+                    )
+                fresh = towers[tower].get_submodule(inner)
+                for name in made:
+                    init.copy_(module.get_buffer(name), fresh.get_buffer(name))
 
 
 class SailModel(SailPreTrainedModel):
@@ -261,31 +109,32 @@ class SailModel(SailPreTrainedModel):
 
     # A folder of `SailForDenseVideoCaptioning` also holds the caption decoder.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
+    _can_record_outputs = {
+        "hidden_states": SailEncoderLayer,
+        "attentions": OutputRecorder(SailAttention, index=1, layer_name="video_encoder"),
+        "mask_attentions": OutputRecorder(SailAttention, index=1, layer_name="cross_attn"),
+    }
 
     def __init__(self, config: SailConfig):
         super().__init__(config)
         self.vision_tower, self.text_tower = None, None
+        self._borrowed_text_tower: tuple[nn.Module, ...] = ()
         if config.vision_config is not None:
             self.vision_tower, self.text_tower = build_towers(config.vision_config)
-            for tower in (self.vision_tower, self.text_tower):
-                if tower is not None:
-                    tower.requires_grad_(False)
+            for tower in self.towers():
+                tower.requires_grad_(False)
         self.video_encoder = SailVideoEncoder(config)
-        generators = {"learned": SailMaskGenerator, "progress": SailProgressMaskGenerator}
-        self.mask_generator = generators[config.mask_generator](config) if config.mask_generator != "fixed" else None
-        hidden, size = config.text_config.hidden_size, config.feature_size
-        self.memory_projection = (
-            nn.Linear(hidden, size, bias=False)
-            if config.mask_memory == "encoded" and hidden != size
-            else nn.Identity()
-        )
+        self.mask_generator = MASK_GENERATORS[config.mask_generator](config)
         self.post_init()
+
+    def towers(self) -> list[nn.Module]:
+        """CLIP's towers inside this model."""
+        return [tower for tower in (self.vision_tower, self.text_tower) if tower is not None]
 
     def train(self, mode: bool = True) -> "SailModel":
         super().train(mode)
-        for tower in (self.vision_tower, self.text_tower):
-            if tower is not None:
-                tower.eval()
+        for tower in self.towers():
+            tower.eval()
         return self
 
     @torch.no_grad()
@@ -304,17 +153,40 @@ class SailModel(SailPreTrainedModel):
     def get_clip(self) -> SailClip:
         """The frozen CLIP inside this model, with both towers.
 
+        A text tower that the checkpoint lacks is loaded by the name of the CLIP (`config.vision_config.clip`). It is kept
+        beside the model, and not saved with it.
+
         Raises:
-            ValueError: the model has no vision tower or no text tower.
+            ValueError: the model has no CLIP at all, no CLIP of that name can be loaded, or it is another one than the
+                CLIP inside.
         """
-        if self.vision_tower is None or self.text_tower is None:
-            missing = "vision tower" if self.vision_tower is None else "text tower"
+        vision_config = self.config.vision_config
+        if self.vision_tower is None:
             raise ValueError(
-                f"This model has no CLIP {missing}. SailModel.load_text_tower() loads the text tower by CLIP's name; "
-                "`train.py --include_text_tower true` saves it with a model."
+                "This model has no CLIP (config.vision_config is None), which aligning captions to frames needs."
             )
-        towers = nn.ModuleDict({"visual": self.vision_tower, "text": self.text_tower})
-        return SailClip(towers, self.config.vision_config, text_tokenizer(self.config.vision_config))
+        if self.text_tower is None and not self._borrowed_text_tower:
+            self._borrowed_text_tower = (self._load_text_tower(),)
+        text_tower = self.text_tower or self._borrowed_text_tower[0].to(self.device, self.dtype)
+        towers = nn.ModuleDict({"visual": self.vision_tower, "text": text_tower})
+        return SailClip(towers, vision_config, text_tokenizer(vision_config))
+
+    def _load_text_tower(self) -> nn.Module:
+        name = self.config.vision_config.clip
+        try:
+            clip = load_clip(name).model
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                "This model was saved without CLIP's text tower, which aligning captions to frames needs, and its CLIP "
+                f"cannot be loaded again. {error} `train.py --include_text_tower true` saves the tower with a model."
+            ) from error
+        mine, other = self.vision_tower.state_dict(), clip.visual.state_dict()
+        if mine.keys() != other.keys() or any(
+            value.shape != other[key].shape or (value.cpu() != other[key].to(value.dtype)).any()
+            for key, value in mine.items()
+        ):
+            raise ValueError(f"The CLIP {name!r} has other weights than the one inside this model.")
+        return clip.text
 
     def add_clip(self, clip: SailClip) -> None:
         """Put a CLIP into a model that was made or converted without one; saved with the model from then on.
@@ -329,39 +201,6 @@ class SailModel(SailPreTrainedModel):
         self.vision_tower = clip.model.visual
         if clip.vision_config.include_text_tower:
             self.text_tower = clip.model.text
-
-    def load_text_tower(self) -> None:
-        """Take in CLIP's text tower by the name of the CLIP (`config.vision_config.clip`), where there is none yet.
-
-        From then on it is part of the model, and saved with it.
-
-        Raises:
-            ValueError: the model has no CLIP at all, no CLIP of that name can be loaded, or it is another one than the
-                CLIP inside.
-        """
-        vision_config = self.config.vision_config
-        if self.text_tower is not None:
-            return
-        if vision_config is None:
-            raise ValueError(
-                "This model was saved without CLIP (config.vision_config is None), hence has no text tower."
-            )
-        try:
-            clip = load_clip(vision_config.clip).model
-        except (ValueError, OSError) as error:
-            raise ValueError(
-                "This model was saved without CLIP's text tower, which aligning captions to frames needs, and its CLIP "
-                f"cannot be loaded again. {error} `train.py --include_text_tower true` saves the tower with a model."
-            ) from error
-        mine = self.vision_tower.state_dict()
-        other = clip.visual.state_dict()
-        if mine.keys() != other.keys() or any(
-            value.shape != other[name].shape or (value.cpu() != other[name].to(value.dtype)).any()
-            for name, value in mine.items()
-        ):
-            raise ValueError(f"The CLIP {vision_config.clip!r} has other weights than the one inside this model.")
-        self.text_tower = clip.text.to(self.device, self.dtype)
-        vision_config.include_text_tower = True
 
     def prepare_features(
         self,
@@ -387,32 +226,31 @@ class SailModel(SailPreTrainedModel):
         if video_attention_mask is None:
             video_attention_mask = video_features.new_ones(video_features.shape[:2], dtype=torch.long)
         _check_shape("video_attention_mask", video_attention_mask, video_features.shape[:2])
-        if not video_attention_mask[:, 0].all() or (video_attention_mask.diff(dim=1) > 0).any():
-            raise ValueError(
-                "`video_attention_mask` must be 1 on a video's frames, which come first, and 0 on the padding after them."
-            )
+        if not torch.compiler.is_compiling():  # a graph has no values to look at
+            _check_frame_mask(video_attention_mask)
         video_features = video_features.to(self.video_encoder.position_embeddings.dtype)
         return video_features * video_attention_mask[:, :, None], video_attention_mask
 
     def localize(
-        self, video_features: Tensor, frame_mask: Tensor, num_events: Tensor, encoded: Tensor | None = None
+        self, video_features: Tensor, frame_mask: Tensor, num_events: Tensor, max_events: int | None = None, **kwargs
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Centres and widths `(B, N)` and masks `(B, N, T)` of each video's first `num_events` `(B,)` events."""
-        if len(num_events) != len(video_features) or not 0 < int(num_events.min()) <= int(num_events.max()):
-            raise ValueError(f"`num_events` must hold a positive number for each video, found {num_events.tolist()}.")
-        if self.config.mask_generator == "fixed":
-            centers, widths = fixed_segments(num_events, int(num_events.max()))
-        else:
-            if int(num_events.max()) > self.config.num_queries:
-                raise ValueError(
-                    f"The mask generator has {self.config.num_queries} event queries (config.num_queries), "
-                    f"found a video with {int(num_events.max())} events."
-                )
-            memory = video_features
-            if self.config.mask_memory == "encoded":
-                encoded = self.video_encoder(video_features, frame_mask) if encoded is None else encoded
-                memory = self.memory_projection(encoded)
-            centers, widths = self.mask_generator(memory, frame_mask, num_events)
+        """Centres and widths `(B, N)` and masks `(B, N, T)` of each video's first `num_events` `(B,)` events.
+
+        `max_events`: N; by default the largest of `num_events`.
+        """
+        _check_shape("num_events", num_events, video_features.shape[:1])
+        if max_events is None:
+            counts = num_events.tolist()
+            max_events = max(counts)
+            if min(counts) < 1:
+                raise ValueError(f"`num_events` must hold a positive number for each video, found {counts}.")
+        if max_events > self.config.num_queries and self.config.mask_generator != "fixed":
+            raise ValueError(
+                f"The mask generator has {self.config.num_queries} event queries (config.num_queries), "
+                f"found a video with {max_events} events."
+            )
+        valid = torch.arange(max_events, device=video_features.device) < num_events[:, None]
+        centers, widths = self.mask_generator(video_features, frame_mask, valid, **kwargs)
         return centers, widths, self.make_masks(centers, widths, frame_mask)
 
     def make_masks(self, centers: Tensor, widths: Tensor, frame_mask: Tensor) -> Tensor:
@@ -420,12 +258,16 @@ class SailModel(SailPreTrainedModel):
         masks = event_masks(centers, widths, frame_mask, self.config.mask_type, self.config.mask_temperature)
         return masks * (widths > 0)[:, :, None]
 
+    @capture_outputs
     def forward(
         self,
         video_features: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         video_attention_mask: Tensor | None = None,
         num_events: Tensor | None = None,
+        max_events: int | None = None,
+        durations: Tensor | None = None,
+        **kwargs,
     ) -> SailModelOutput:
         """Encode videos; with `num_events` `(B,)`, also localise that many events in each.
 
@@ -433,12 +275,17 @@ class SailModel(SailPreTrainedModel):
             video_features: `(B, T, D)` CLIP image projections, not L2-normalised; or
             pixel_values_videos: `(B, T, 3, H, W)` frames after CLIP's preprocessing.
             video_attention_mask: `(B, T)`, 1 = real frame, real frames first. Defaults to all real.
+            max_events: N, rows of what is localised; by default the largest of `num_events`. Given, nothing depends on
+                values: `torch.export` and `torch.compile(fullgraph=True)` take it.
+            durations: `(B,)` seconds, which the processor gives; the model works in [0, 1] and does not read them.
+            kwargs: `output_attentions`, `output_hidden_states`, `output_mask_attentions`, `return_dict`.
         """
+        _check_options(kwargs)
         features, frame_mask = self.prepare_features(pixel_values_videos, video_features, video_attention_mask)
-        encoded = self.video_encoder(features, frame_mask)
+        encoded = self.video_encoder(features, frame_mask, **kwargs)
         located = (None, None, None)
         if num_events is not None:
-            located = self.localize(features, frame_mask, num_events, encoded)
+            located = self.localize(features, frame_mask, num_events, max_events, **kwargs)
         return SailModelOutput(encoded, features, *located)
 
 
@@ -448,7 +295,8 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
     def __init__(self, config: SailConfig):
         super().__init__(config)
         self.model = SailModel(config)
-        self.decoder = AutoModelForCausalLM.from_config(config.text_config)
+        # In the dtype of the rest, whatever the decoder was stored in.
+        self.decoder = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.post_init()
         if self.generation_config.max_new_tokens is None:
             self.generation_config = default_generation_config(config)
@@ -464,7 +312,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
                 `clip.vision_config.include_text_tower`).
             decoder: any causal language model of transformers; its embeddings grow by the processor's added tokens.
             processor ([`SailProcessor`]): whose tokenizer is the decoder's.
-            config_fields: fields of [`SailConfig`] (`method`, `num_frames`, ...).
+            config_fields: fields of [`SailConfig`] (`num_frames`, ..., those of [`method_fields`]).
         """
         tokenizer = processor.tokenizer
         decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -486,27 +334,34 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.get_input_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.decoder.set_input_embeddings(value)
+
     def get_output_embeddings(self) -> nn.Module:
         return self.decoder.get_output_embeddings()
 
-    def caption_logits(self, video_features: Tensor, frame_mask: Tensor, labels: Tensor) -> Tensor:
-        """Next-token scores `(rows, L, vocabulary)` of `labels` `(rows, L)` after encoded frames `(rows, T, D)`."""
-        embeds, attention_mask = self._decoder_inputs(video_features, frame_mask, labels)
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.decoder.set_output_embeddings(value)
+
+    def caption_logits(self, encoded: Tensor, frame_mask: Tensor, labels: Tensor) -> Tensor:
+        """Next-token scores `(rows, L, vocabulary)` of `labels` `(rows, L)` after encoded frames `(rows, T, hidden_size)`."""
+        embeds, attention_mask = self.decoder_inputs(encoded, frame_mask, labels)
         position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
         return self.decoder(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             logits_to_keep=labels.shape[1],
+            use_cache=False,
         ).logits
 
-    def _decoder_inputs(self, video_features: Tensor, frame_mask: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """[encoded frames][text embeddings] and their attention mask; -100 is padding."""
-        frames = self.model.video_encoder(video_features, frame_mask)
+    def decoder_inputs(self, encoded: Tensor, frame_mask: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """[encoded frames][text embeddings] and their attention mask; ids of -100 are padding."""
         text_mask = (ids != IGNORE_INDEX).long()
-        embeds = torch.cat([frames, self.get_input_embeddings()(ids * text_mask).to(frames.dtype)], dim=1)
+        embeds = torch.cat([encoded, self.get_input_embeddings()(ids * text_mask).to(encoded.dtype)], dim=1)
         return embeds, torch.cat([frame_mask.long(), text_mask], dim=1)
 
+    @can_return_tuple
     def forward(
         self,
         video_features: Tensor | None = None,
@@ -519,125 +374,81 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         caption_features: Tensor | None = None,
         transition_features: Tensor | None = None,
         num_items_in_batch: dict[str, Tensor] | None = None,
+        durations: Tensor | None = None,
+        **kwargs,
     ) -> SailOutput:
         """The losses that the batch allows; whichever labels are given decide.
 
         Args:
             video_features: `(B, T, D)`, or `pixel_values_videos`: `(B, T, 3, H, W)`.
             video_attention_mask: `(B, T)`, 1 = real frame, real frames first.
-            num_events: `(B,)`, N of each video; needed for every loss but `loss_full`.
+            num_events: `(B,)`, number of events of each video; needed for every loss but `loss_full`.
             full_labels: `(B, L)` prompt and all sentences -> `loss_full`.
-            event_labels, complement_labels: `(sum N, L)`, rows video by video, events in caption order ->
-                `loss_positive`, `loss_negative`. A complement row of -100 alone adds no loss.
+            event_labels, complement_labels: `(B, N, L)`, events in caption order, rows past a video's events -100 ->
+                `loss_positive`, `loss_negative`. A video with one event has no complement.
             caption_features: `(B, N, D)` CLIP text features -> `loss_similarity` (Eq. 2).
             transition_features: `(B, N-1, D)` CLIP text features of the synthetic sentences -> `loss_augmentation` (Eq. 3).
             num_items_in_batch: denominators of the losses ([`count_items`]) where one optimiser step spans several batches or
                 processes; see [`SailTrainer`]. Defaults to this batch's own.
+            durations, kwargs: as in [`SailModel.forward`].
 
         Raises:
             ValueError: shapes that do not fit together.
         """
-        config = self.config
+        size = self.config.feature_size
+        of_events = {
+            "event_labels": (event_labels, None),
+            "complement_labels": (complement_labels, None),
+            "caption_features": (caption_features, size),
+        }
+        given = {name: value for name, (value, _) in of_events.items() if value is not None}
+        if num_events is None and (given or transition_features is not None):
+            raise ValueError(f"`num_events` is needed beside {', '.join(given) or 'transition_features'}.")
+        events = next((value.shape[1] for value in given.values() if value.ndim == 3), None)
+        counts = None if num_events is None else num_events.tolist()
+        if counts and not 0 < min(counts) <= max(counts) <= (events or max(counts)):
+            raise ValueError(
+                f"`num_events` must hold a positive number for each video, at most {events} as in {next(iter(given))}, "
+                f"found {counts}."
+                if events
+                else f"`num_events` must hold a positive number for each video, found {counts}."
+            )
         features, frame_mask = self.model.prepare_features(pixel_values_videos, video_features, video_attention_mask)
-        items = num_items_in_batch or {}
-        output = SailOutput()
-        _check_shape("full_labels", full_labels, (len(features), None))
-        if full_labels is not None and config.full_loss_weight:
-            logits = self.caption_logits(features, frame_mask, full_labels)
-            output.loss_full = caption_loss(logits, full_labels, items.get("full_tokens"))
+        outputs = self.model(features, None, frame_mask, num_events, events, **kwargs)
+        batch = len(features)
+        _check_shape("full_labels", full_labels, (batch, None))
         if num_events is not None:
-            output.event_centers, output.event_widths, output.event_masks = self.model.localize(
-                features, frame_mask, num_events
-            )
-            valid = output.event_widths.new_ones(output.event_widths.shape, dtype=torch.bool)
-            valid &= torch.arange(valid.shape[1], device=valid.device) < num_events[:, None]
-            batch, events = valid.shape
-            _check_shape("caption_features", caption_features, (batch, events, config.feature_size))
-            _check_shape("transition_features", transition_features, (batch, events - 1, config.feature_size))
-            self._mask_losses(output, features, frame_mask, valid, caption_features, transition_features, items)
-            self._event_caption_losses(output, features, frame_mask, valid, event_labels, complement_labels, items)
-        parts = [
-            (config.full_loss_weight, output.loss_full),
-            (config.positive_loss_weight, output.loss_positive),
-            (config.negative_loss_weight, output.loss_negative),
-            (config.similarity_loss_weight, output.loss_similarity),
-            (config.augmentation_loss_weight, output.loss_augmentation),
-            (config.diversity_loss_weight, output.loss_diversity),
-            (config.alignment_loss_weight, output.loss_alignment),
-        ]
-        given = [weight * loss for weight, loss in parts if loss is not None]
-        output.loss = torch.stack(given).sum() if given else None
-        return output
-
-    def _event_caption_losses(
-        self,
-        output: SailOutput,
-        features: Tensor,
-        frame_mask: Tensor,
-        valid: Tensor,
-        event_labels: Tensor | None,
-        complement_labels: Tensor | None,
-        items: dict[str, Tensor],
-    ) -> None:
-        """The positive pass over v * M and the negative pass over v * (1 - M), a row an event."""
-        video = valid.nonzero()[:, 0]
-        masks = output.event_masks[valid][:, :, None].to(features.dtype)
-        for name, labels, weights in [
-            ("positive", event_labels, masks),
-            ("negative", complement_labels, 1 - masks),
-        ]:
-            if labels is None:
-                continue
-            if len(labels) != len(video):
-                raise ValueError(
-                    f"Labels of the {name} pass must have a row for each of the {len(video)} events, found {len(labels)}."
-                )
-            rows = (labels != IGNORE_INDEX).any(1)
-            if not rows.any():
-                continue
-            source = video[rows]
-            logits = self.caption_logits(features[source] * weights[rows], frame_mask[source], labels[rows])
-            setattr(output, f"loss_{name}", caption_loss(logits, labels[rows], items.get(f"{name}_tokens")))
-
-    def _mask_losses(
-        self,
-        output: SailOutput,
-        features: Tensor,
-        frame_mask: Tensor,
-        valid: Tensor,
-        caption_features: Tensor | None,
-        transition_features: Tensor | None,
-        items: dict[str, Tensor],
-    ) -> None:
-        """Similarity (Eq. 2), augmentation (Eq. 3), diversity, and regression to aligned segments: masks only, no decoder."""
-        config = self.config
-        centers, widths, masks = output.event_centers, output.event_widths, output.event_masks
-        if config.diversity_loss_weight:
-            output.loss_diversity = diversity_loss(
-                masks, valid, config.diversity_threshold, items.get("multi_event_videos")
-            )
-        between = None
-        if transition_features is not None and transition_features.shape[1] > 0:
-            inter_width = torch.full_like(centers[:, 1:], config.transition_width) * valid[:, 1:]
-            inter_masks = self.model.make_masks((centers[:, :-1] + centers[:, 1:]) / 2, inter_width, frame_mask)
-            between = masked_mean(features, inter_masks)
-            if config.augmentation_loss_weight:
-                output.loss_augmentation = augmentation_loss(
-                    between, transition_features, valid, items.get("multi_event_videos")
-                )
-        if caption_features is None:
-            return
-        if config.similarity_loss_weight:
-            hard = (between, transition_features) if config.transition_hard_negatives else (None, None)
-            hinges = similarity_hinges(
-                masked_mean(features, masks), caption_features, valid, config.similarity_margin, *hard
-            )
-            output.loss_similarity = similarity_loss(hinges, valid, items.get("multi_event_videos"))
-            counted = valid & (valid.sum(1, keepdim=True) > 1)
-            output.active_hinges = (hinges[counted] > 0).float().mean() if counted.any() else None
-        if config.alignment_loss_weight:
-            with torch.no_grad():
-                target = align_ordered(cosines(caption_features, features), frame_mask, valid)
-            output.loss_alignment = segment_loss(
-                centers, widths, target.centers, target.widths, valid, items.get("events")
-            )
+            events = outputs.event_masks.shape[1]
+            for name, (value, last) in of_events.items():
+                _check_shape(name, value, (batch, events, last))
+            _check_shape("transition_features", transition_features, (batch, events - 1, size))
+        inputs = LossInputs(
+            config=self.config,
+            features=features,
+            frame_mask=frame_mask,
+            encoded=outputs.last_hidden_state,
+            encode=self.model.video_encoder,
+            caption_logits=self.caption_logits,
+            make_masks=self.model.make_masks,
+            counts=counts,
+            centers=outputs.event_centers,
+            widths=outputs.event_widths,
+            masks=outputs.event_masks,
+            full_labels=full_labels,
+            event_labels=event_labels,
+            complement_labels=complement_labels,
+            caption_features=caption_features,
+            transition_features=transition_features,
+        )
+        losses = sail_losses(inputs, num_items_in_batch)
+        return SailOutput(
+            loss=losses.pop("total", None),
+            **{f"loss_{name}": value for name, value in losses.items()},
+            active_hinges=inputs.active_hinges(),
+            event_centers=outputs.event_centers,
+            event_widths=outputs.event_widths,
+            event_masks=outputs.event_masks,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            mask_attentions=outputs.mask_attentions,
+        )

@@ -100,7 +100,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         if config.localization != "alignment":
             raise ValueError("`frames_per_second` needs `captions`, or localization='alignment'.")
         fps = kwargs.get("fps", self._preprocess_params.get("fps"))
-        options = {"fps": fps, "gap_level": config.alignment_gap_level, "alignment": config.alignment_order}
+        options = {"fps": fps, "gap_level": config.gap_level, "alignment": config.alignment}
 
         def refine(video: Any, events: list[dict]) -> list[dict]:
             texts = [event["text"] for event in events]
@@ -121,14 +121,13 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         return list(events) if isinstance(videos, list) else events
 
     def _align(self, video: Any, captions: Sequence[str], **kwargs) -> list[dict[str, Any]]:
-        self.model.model.load_text_tower()
         return sort_events(align_captions(self.model.model.get_clip(), video, captions, **kwargs))
 
     def _effective_generation_config(self, localization: str | None, generate_kwargs: dict | None):
         options = dict(generate_kwargs or {})
         if localization is not None:
             options["localization"] = localization
-        return self.model._generation_config(None, options)
+        return self.model.resolve_generation_config(**options)
 
     def _sanitize_parameters(
         self,
@@ -191,8 +190,6 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         pixels = inputs["pixel_values_videos"]
         counts = None if num_events is None else torch.full((len(pixels),), num_events, device=pixels.device)
         config = self._effective_generation_config(localization, generate_kwargs)
-        if config.localization == "alignment":
-            self.model.model.load_text_tower()
         outputs = self.model.generate(
             pixel_values_videos=pixels,
             num_events=counts,

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .generation_sail import SailGenerateOutput
@@ -69,8 +70,8 @@ class SailProcessor(ProcessorMixin):
             )
         return ids
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _ids(self, text: str, **kwargs) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, **kwargs)["input_ids"]
 
     def caption_labels(self, captions: Sequence[str], max_length: int | None = None) -> dict[str, Any]:
         """Label ids of one video with N captions in order.
@@ -80,7 +81,8 @@ class SailProcessor(ProcessorMixin):
             sentence; `complement_labels`: N lists `<MASK>{N-1} events: ` and the other sentences, empty if N = 1.
             Each ends in the tokenizer's end token; one longer than `max_length` is cut.
         """
-        sentences = [self._ids(format_sentence(caption)) for caption in captions]
+        # What looks like a special token in a caption is text.
+        sentences = [self._ids(format_sentence(caption), split_special_tokens=True) for caption in captions]
         space, end = self._ids(" "), [self.tokenizer.eos_token_id]
         count = len(sentences)
 
@@ -156,21 +158,19 @@ class SailProcessor(ProcessorMixin):
 
 
 def collate_labels(labels: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """`num_events` `(B,)`, `full_labels` `(B, L)`, `event_labels` and `complement_labels` `(sum N, L)`, padded with -100.
+    """`num_events` `(B,)`, `full_labels` `(B, L)`, `event_labels` and `complement_labels` `(B, N, L)`, padded with -100.
 
     `labels`: what [`SailProcessor.caption_labels`] returns, one for each video.
     """
-    batch = {"num_events": torch.tensor([len(video["event_labels"]) for video in labels])}
-    batch["full_labels"] = pad_rows([video["full_labels"] for video in labels])
+    counts = [len(video["event_labels"]) for video in labels]
+    batch = {"num_events": torch.tensor(counts), "full_labels": _pad([video["full_labels"] for video in labels])}
     for name in ("event_labels", "complement_labels"):
-        batch[name] = pad_rows([row for video in labels for row in video[name]])
+        rows = _pad([row for video in labels for row in video[name]])
+        batch[name] = pad_sequence(rows.split(counts), batch_first=True, padding_value=IGNORE_INDEX)
     return batch
 
 
-def pad_rows(rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Right-pad rows of label ids with -100; at least one column."""
-    length = max(1, *(len(row) for row in rows))
-    padded = torch.full((len(rows), length), IGNORE_INDEX)
-    for target, row in zip(padded, rows, strict=True):
-        target[: len(row)] = torch.tensor(row)
-    return padded
+def _pad(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Rows of label ids, padded with -100; at least one column."""
+    padded = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, IGNORE_INDEX)
+    return padded if padded.shape[1] else padded.new_full((len(rows), 1), IGNORE_INDEX)

@@ -36,8 +36,6 @@ def caption_dataset(
             "durations": [float(row["duration"]) for row in rows],
         }
 
-    if model._generation_config(None, {}).localization == "alignment":
-        model.model.load_text_tower()
     results = {}
     with tqdm(total=len(data), desc="Captioning", unit="video") as progress:
         for batch in DataLoader(data, batch_size=batch_size, collate_fn=collate):

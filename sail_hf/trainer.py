@@ -12,8 +12,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from .data import write_json
-from .loss_sail import count_items
-from .modeling_sail import SailOutput
+from .loss_sail import SailOutput, count_items
 from .scoring import CAPTIONED_COLUMNS, REFERENCE_COLUMNS, caption_dataset, reference_sets, submission
 
 # What the first stage shows the model; with these keys alone, `loss_full` is the only loss.

@@ -46,9 +46,9 @@ def test_a_batch_is_padded_with_zeros_and_minus_100(processor):
     full = [first["full_labels"], second["full_labels"]]
     assert [row[row != -100].tolist() for row in batch["full_labels"]] == full
     events = first["event_labels"] + second["event_labels"]
-    assert [row[row != -100].tolist() for row in batch["event_labels"]] == events
-    others = [*first["complement_labels"], []]
-    assert [row[row != -100].tolist() for row in batch["complement_labels"]] == others
+    assert [row[row != -100].tolist() for video in batch["event_labels"] for row in video] == [*events, []]
+    others = [*first["complement_labels"], [], []]
+    assert [row[row != -100].tolist() for video in batch["complement_labels"] for row in video] == others
 
 
 def test_time_stamps_stay_behind(processor):
@@ -77,7 +77,7 @@ def test_a_batch_of_videos_with_one_caption(processor, empty):
     assert "transition_features" not in batch
     # Beside a video that has transitions it is padded.
     assert SailDataCollator(processor)([row, ROWS[0]])["transition_features"].tolist() == [[[0, 0]], [[7, 8]]]
-    assert batch["complement_labels"].tolist() == [[-100], [-100]]
+    assert batch["complement_labels"].tolist() == [[[-100]], [[-100]]]
 
 
 def test_captions_past_the_limit_are_left_out_with_their_features(processor):
@@ -97,7 +97,7 @@ def test_captions_past_the_limit_are_left_out_with_their_features(processor):
 def test_long_labels_are_cut(processor):
     batch = SailDataCollator(processor, max_length=6)(ROWS)
     for name in ("full_labels", "event_labels", "complement_labels"):
-        assert batch[name].shape[1] == 6
+        assert batch[name].shape[-1] == 6
 
 
 def test_frames_instead_of_features(processor):

@@ -16,7 +16,7 @@ from tiny import make_processor
 from transformers import AutoTokenizer
 
 from sail_hf import SailForDenseVideoCaptioning, SailProcessor
-from sail_hf.processing_sail import pad_rows
+from sail_hf.processing_sail import collate_labels
 
 ROOT = Path(__file__).parents[1]
 SMALL = Path(__file__).parent / "data" / "ilcacm_small.json"
@@ -49,18 +49,21 @@ def inputs_of(case, frames, size):
 
 
 def labels_of(num_events, full_ids, event_ids):
-    """Prompts before the reference's target ids: `<FULL>N events: `, `<MASK>1 events: `, `<MASK>{N-1} events: `."""
+    """Each video's labels: `<FULL>N events: `, `<MASK>1 events: `, `<MASK>{N-1} events: ` before the reference's target ids."""
     digit = 15  # "0" in GPT-2's tokens
-    full = [[FULL, digit + n, *EVENTS, *strip(ids)] for n, ids in zip(num_events, full_ids, strict=True)]
-    events = [[MASK, digit + 1, *EVENTS, *strip(ids)] for ids in event_ids]
-    others, first = [], 0
-    for n in num_events:
-        sentences = [strip(ids)[:-1] for ids in event_ids[first : first + n]]  # each ends in the space
-        for i in range(n):
-            rest = [token for j, sentence in enumerate(sentences) if j != i for token in sentence]
-            others.append([MASK, digit + n - 1, *EVENTS, *rest, END])
+    labels, first = [], 0
+    for n, full in zip(num_events, full_ids, strict=True):
+        targets = [strip(ids) for ids in event_ids[first : first + n]]  # each ends in the space and the end token
+        others = [[token for target in targets[:i] + targets[i + 1 :] for token in target[:-1]] for i in range(n)]
+        labels.append(
+            {
+                "full_labels": [FULL, digit + n, *EVENTS, *strip(full)],
+                "event_labels": [[MASK, digit + 1, *EVENTS, *target] for target in targets],
+                "complement_labels": [[MASK, digit + n - 1, *EVENTS, *rest, END] if n > 1 else [] for rest in others],
+            }
+        )
         first += n
-    return {"full_labels": pad_rows(full), "event_labels": pad_rows(events), "complement_labels": pad_rows(others)}
+    return labels
 
 
 def strip(ids):
@@ -84,9 +87,7 @@ def case_and_output(request, reference, converted):
     features, mask = inputs_of(inputs, 32, 768)
     labels = labels_of(inputs["num_events"], inputs["full_input_ids"], inputs["event_input_ids"])
     with torch.no_grad():
-        output = converted(
-            features, video_attention_mask=mask, num_events=torch.tensor(inputs["num_events"]), **labels
-        )
+        output = converted(features, video_attention_mask=mask, **collate_labels(labels))
     return case, output
 
 
@@ -125,10 +126,8 @@ def test_the_processor_writes_the_references_token_ids(reference, shared):
         inputs, first = case["inputs"], 0
         for n, full in zip(inputs["num_events"], inputs["full_input_ids"], strict=True):
             labels = processor.caption_labels(inputs["sentences"][first : first + n])
-            expected = labels_of([n], [full], inputs["event_input_ids"][first : first + n])
-            assert labels["full_labels"] == expected["full_labels"][0].tolist()
-            for name in ("event_labels", "complement_labels"):
-                assert labels[name] == [row[row != -100].tolist() for row in expected[name]]
+            (expected,) = labels_of([n], [full], inputs["event_input_ids"][first : first + n])
+            assert labels == expected
             first += n
 
 
@@ -185,15 +184,16 @@ def small_shapes():
 def small_numbers(model):
     """Every number of one batch of two videos with 6 and 4 frames, 3 events and 1."""
     features, mask = inputs_of({"feature_seed": 5, "num_frames": [FRAMES, 4]}, FRAMES, WIDTH)
-    counts = torch.tensor([3, 1])
-    labels = {
-        "full_labels": [[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 9, 10]],
-        "event_labels": [[2, 3, 4], [2, 3, 5, 6], [2, 3, 7], [2, 3, 9, 10]],
-        "complement_labels": [[2, 4, 5, 6, 7], [2, 4, 4, 7], [2, 4, 4, 5, 6], []],
-    }
-    labels = {name: pad_rows(rows) for name, rows in labels.items()}
+    labels = [
+        {
+            "full_labels": [1, 2, 3, 4, 5, 6, 7, 8],
+            "event_labels": [[2, 3, 4], [2, 3, 5, 6], [2, 3, 7]],
+            "complement_labels": [[2, 4, 5, 6, 7], [2, 4, 4, 7], [2, 4, 4, 5, 6]],
+        },
+        {"full_labels": [1, 2, 9, 10], "event_labels": [[2, 3, 9, 10]], "complement_labels": [[]]},
+    ]
     with torch.no_grad():
-        output = model(features, video_attention_mask=mask, num_events=counts, **labels)
+        output = model(features, video_attention_mask=mask, **collate_labels(labels))
     names = ["event_centers", "event_widths", "event_masks"]
     names += ["loss_full", "loss_positive", "loss_negative", "loss_diversity"]
     return {name: output[name].tolist() for name in names}

@@ -8,7 +8,7 @@ from torch import tensor
 
 from sail_hf import SailConfig
 from sail_hf.loss_sail import segment_loss
-from sail_hf.modeling_sail import SailProgressMaskGenerator, event_masks, fixed_segments
+from sail_hf.masks_sail import SailFixedMaskGenerator, SailProgressMaskGenerator, event_masks
 
 # --- masks of given events ----------------------------------------------------------------------------------------
 
@@ -54,8 +54,13 @@ def test_masks_and_their_gradients_are_finite_at_the_extremes(mask_type, frames)
         assert centers.grad.isfinite().all() and widths.grad.isfinite().all()
 
 
+def events(*counts):
+    """Which rows are events, for videos with so many."""
+    return torch.arange(max(counts)) < tensor(counts)[:, None]
+
+
 def test_fixed_segments_are_equal_and_fill_the_video():
-    centers, widths = fixed_segments(tensor([2, 1, 4]), 4)
+    centers, widths = SailFixedMaskGenerator(SailConfig())(torch.zeros(3, 8, 24), torch.ones(3, 8), events(2, 1, 4))
     assert centers.tolist() == [[0.25, 0.75, 0, 0], [0.5, 0, 0, 0], [0.125, 0.375, 0.625, 0.875]]
     assert widths.tolist() == [[0.5, 0.5, 0, 0], [1, 0, 0, 0], [0.25, 0.25, 0.25, 0.25]]
 
@@ -84,7 +89,7 @@ def test_progress_puts_events_where_frames_move_on():
     moving = [[0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0]]
     generator.head = FixedRates(moving)
     frame_mask = tensor([[1] * 12, [1] * 6 + [0] * 6])
-    centers, widths = generator(torch.zeros(2, 12, 24), frame_mask, tensor([2, 1]))
+    centers, widths = generator(torch.zeros(2, 12, 24), frame_mask, events(2, 1))
     # Frames 2-4 and 7-9 of 12; frames 1-3 of 6. The frames between move a little, too: 2 % of a frame each.
     torch.testing.assert_close(centers, tensor([[3 / 11, 8 / 11], [2 / 5, 0]]), rtol=0, atol=0.01)
     torch.testing.assert_close(widths, tensor([[3 / 11, 3 / 11], [3 / 5, 0]]), rtol=0, atol=0.02)
@@ -94,7 +99,7 @@ def test_progress_puts_events_where_frames_move_on():
 def test_progress_of_frames_that_are_all_alike_is_even(frames):
     generator = make_generator()
     torch.nn.init.zeros_(generator.head.weight)
-    centers, widths = generator(torch.randn(1, frames, 24), torch.ones(1, frames, dtype=torch.long), tensor([4]))
+    centers, widths = generator(torch.randn(1, frames, 24), torch.ones(1, frames, dtype=torch.long), events(4))
     assert (widths > 0).all() and (centers.diff() > 0).all()
     torch.testing.assert_close(centers + centers.flip(1), torch.ones(1, 4))
     torch.testing.assert_close(widths, widths.flip(1))
@@ -119,11 +124,11 @@ def test_progress_learns_to_look():
     everywhere = torch.ones(32, 16, dtype=torch.long)
     for _ in range(150):
         shown, centers, widths = videos(32)
-        found = generator(shown, everywhere, torch.full((32,), 2))
+        found = generator(shown, everywhere, events(*[2] * 32))
         optimizer.zero_grad()
         segment_loss(*found, centers, widths, centers > -1).backward()
         optimizer.step()
     shown, centers, _ = videos(32)
-    error = (generator(shown, everywhere, torch.full((32,), 2))[0] - centers).abs().mean()
+    error = (generator(shown, everywhere, events(*[2] * 32))[0] - centers).abs().mean()
     content_free = (centers - centers.mean(0)).abs().mean()
     assert error < 0.4 * content_free

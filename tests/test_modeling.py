@@ -24,10 +24,13 @@ from sail_hf import (
     SailProcessor,
     SailVideoProcessor,
 )
+from sail_hf.configuration_sail import METHODS, method_fields
+from sail_hf.layers_sail import SailAttention
+from sail_hf.loss_sail import LOSSES as TABLE
 from sail_hf.loss_sail import count_items
-from sail_hf.modeling_sail import event_masks
+from sail_hf.masks_sail import event_masks
 
-LOSSES = ["full", "positive", "negative", "similarity", "augmentation", "diversity", "alignment"]
+LOSSES = [loss.name for loss in TABLE]
 
 
 @pytest.fixture(scope="module")
@@ -138,19 +141,6 @@ def test_the_mask_type_is_a_config(processor, batch, mask_type):
     assert output.loss.isfinite()
 
 
-def test_masks_from_encoded_frames(processor, batch):
-    """The decoder's width is 16, the features' 24: a projection takes encoded frames to the mask generator."""
-    model = make_model(processor, mask_memory="encoded")
-    output = model(**batch)
-    output.loss_similarity.backward()
-    assert model.model.memory_projection.weight.grad.abs().sum() > 0
-    assert model.model.video_encoder.projection.weight.grad.abs().sum() > 0
-    alone = model.model(
-        batch["video_features"], video_attention_mask=batch["video_attention_mask"], num_events=batch["num_events"]
-    )
-    torch.testing.assert_close(alone.event_centers, output.event_centers)
-
-
 # --- methods are configurations -----------------------------------------------------------------------------------
 
 
@@ -182,7 +172,8 @@ def test_synthetic_captions_as_hard_negatives_raise_the_similarity_loss(processo
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(processor, batch):
     weights = {name: 0.5 + 0.25 * i for i, name in enumerate(LOSSES)}
-    model = make_model(processor, **{f"{name}_loss_weight": weight for name, weight in weights.items()})
+    fields = {f"{name}_loss_weight": weight for name, weight in weights.items()}
+    model = make_model(processor, **fields, joint_full_loss_weight=weights["full"])
     output = model(**batch)
     assert present(output) == set(LOSSES)
     expected = sum(weights[name] * value(output, name) for name in LOSSES)
@@ -232,20 +223,47 @@ def test_the_papers_loss_weights_are_the_defaults(processor, batch):
 
 
 def test_fields_that_are_given_win_over_the_method():
-    assert SailConfig(method="sail", similarity_loss_weight=0.0).similarity_loss_weight == 0.0
-    assert SailConfig(method="ilcacm", diversity_loss_weight=2).diversity_loss_weight == 2
-    assert SailConfig(method="fixed", mask_generator="learned").mask_generator == "learned"
+    assert SailConfig.for_method("sail", similarity_loss_weight=0.0).similarity_loss_weight == 0.0
+    assert SailConfig.for_method("ilcacm", diversity_loss_weight=2).diversity_loss_weight == 2
+    assert SailConfig.for_method("fixed", mask_generator="queries").mask_generator == "queries"
+
+
+def test_a_configuration_names_its_method(tmp_path):
+    assert SailConfig().method == "sail"
+    for method in METHODS:
+        SailConfig.for_method(method).save_pretrained(tmp_path)
+        assert SailConfig.from_pretrained(tmp_path).method == method
+    assert SailConfig(diversity_loss_weight=0.5).method == "custom"
+    assert SailConfig.from_pretrained(tmp_path, **method_fields("ilcacm")).method == "ilcacm"
+
+
+def test_a_method_is_no_label_that_could_be_wrong(tmp_path):
+    """Given as a field it would change a name and leave the weights of the losses: refused wherever it can be given."""
+    SailConfig().save_pretrained(tmp_path)
+    for change in (
+        lambda: SailConfig(method="ilcacm"),
+        lambda: SailConfig.from_pretrained(tmp_path, method="ilcacm"),
+        lambda: setattr(SailConfig(), "method", "ilcacm"),
+    ):
+        with pytest.raises(ValueError, match="for_method"):
+            change()
+    with pytest.raises(ValueError, match="one of fixed, ilcacm.*found 'nonsense'"):
+        SailConfig.for_method("nonsense")
+
+
+def test_heads_follow_from_widths(processor, batch):
+    """CLIPs of 512, 640 and 1024, C3D's 500, and the decoder's 768 at the default size of a head."""
+    for size, heads in [(512, 8), (640, 10), (768, 12), (1024, 16), (500, 5), (2048, 32), (24, 1)]:
+        attention = SailAttention(SailConfig(), size)
+        assert attention.q_proj.out_features == heads * attention.head_dim == size
+        assert size // attention.head_dim == heads
 
 
 def test_a_config_without_arguments_is_the_papers():
     config = SailConfig()
     assert (config.feature_size, config.num_frames, config.num_queries) == (768, 32, 14)
-    assert (config.encoder_layers, config.encoder_attention_heads, config.encoder_ffn_dim) == (6, 12, 2048)
-    assert (config.mask_decoder_layers, config.mask_decoder_attention_heads, config.mask_decoder_ffn_dim) == (
-        1,
-        12,
-        1024,
-    )
+    assert (config.encoder_layers, config.encoder_ffn_dim) == (6, 2048)
+    assert (config.mask_decoder_layers, config.mask_decoder_ffn_dim) == (1, 1024)
     assert (config.mask_temperature, config.similarity_margin, config.transition_width) == (2.0, 0.1, 0.6)
     assert (config.similarity_loss_weight, config.augmentation_loss_weight, config.diversity_loss_weight) == (
         1,
@@ -259,14 +277,14 @@ def test_a_config_without_arguments_is_the_papers():
     )
 
 
-@pytest.mark.parametrize("fields", [{"method": "nonsense"}, {"mask_type": "square"}, {"num_frames": "many"}])
+@pytest.mark.parametrize("fields", [{"mask_generator": "nonsense"}, {"mask_type": "square"}, {"num_frames": "many"}])
 def test_a_config_rejects_what_it_does_not_know(fields):
     with pytest.raises(Exception, match=next(iter(fields))):
         SailConfig(**fields)
 
 
 def test_a_config_survives_saving(processor, clip, tmp_path):
-    config = make_config(processor, method="sail-synth", vision_config=clip.vision_config, mask_type="cauchy")
+    config = make_config(processor, "sail-synth", vision_config=clip.vision_config, mask_type="cauchy")
     config.save_pretrained(tmp_path)
     loaded = SailConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict()
@@ -282,6 +300,15 @@ def test_without_labels_there_is_no_loss(model, batch):
     assert output.loss is None and output.event_centers is None
     located = model(batch["video_features"], num_events=batch["num_events"])
     assert located.loss is None and located.event_masks.shape == (3, 3, 8)
+
+
+def test_the_whole_video_caption_weighs_differently_alone_and_beside_the_others(processor, batch):
+    """Eq. 4 as published has no such loss in the second stage."""
+    model = make_model(processor, full_loss_weight=3.0, joint_full_loss_weight=0.0)
+    alone = model(batch["video_features"], full_labels=batch["full_labels"])
+    torch.testing.assert_close(alone.loss, 3 * alone.loss_full)
+    together = model(**batch)
+    assert present(together) == {"positive", "negative", "similarity", "augmentation"}
 
 
 @pytest.mark.parametrize(
@@ -455,7 +482,7 @@ def test_autocast_trains(processor, batch):
 # --- padding and batching -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mask_generator", ["learned", "progress"])
+@pytest.mark.parametrize("mask_generator", ["queries", "progress"])
 def test_padding_frames_and_labels_changes_nothing(processor, mask_generator):
     """Padding by events is what a batch of videos with different numbers has; see the next test."""
     model = make_model(processor, method="sail-align", diversity_loss_weight=1.0, mask_generator=mask_generator)
@@ -481,7 +508,7 @@ def test_padding_frames_and_labels_changes_nothing(processor, mask_generator):
     assert (found.event_masks[:, :, 5:] == 0).all()
 
 
-@pytest.mark.parametrize("mask_generator", ["learned", "progress"])
+@pytest.mark.parametrize("mask_generator", ["queries", "progress"])
 def test_a_batch_equals_its_videos_one_by_one(processor, batch, mask_generator):
     """Losses are means: over tokens, or over the videos with more than one caption, of what single videos give."""
     model = make_model(processor, method="sail", diversity_loss_weight=1.0, mask_generator=mask_generator)
@@ -535,11 +562,12 @@ def test_a_batch_equals_its_videos_one_by_one(processor, batch, mask_generator):
         ({"video_attention_mask": tensor([[0, 1, 1, 1, 1, 1, 1, 1]] * 3)}, ["video_attention_mask", "come first"]),
         ({"video_attention_mask": tensor([[1, 1, 1, 1, 0, 0, 1, 1]] * 3)}, ["video_attention_mask", "come first"]),
         ({"video_attention_mask": torch.zeros(3, 8)}, ["video_attention_mask", "come first"]),
-        ({"num_events": tensor([3, 2])}, ["num_events", "each video"]),
+        ({"num_events": tensor([3, 2])}, ["num_events", r"\(3\)", r"\(2,\)"]),
         ({"num_events": tensor([3, 2, 0])}, ["num_events", "positive"]),
-        ({"num_events": tensor([3, 2, 5])}, ["4 event queries", "num_queries", "5 events"]),
-        ({"event_labels": torch.ones(5, 4, dtype=torch.long)}, ["6 events", "5"]),
-        ({"complement_labels": torch.ones(7, 4, dtype=torch.long)}, ["6 events", "7"]),
+        ({"num_events": tensor([3, 2, 5])}, ["num_events", "at most 3 as in event_labels", r"\[3, 2, 5\]"]),
+        ({"num_events": None}, ["num_events", "event_labels, complement_labels, caption_features"]),
+        ({"event_labels": torch.ones(6, 4, dtype=torch.long)}, ["event_labels", r"\(6, 4\)"]),
+        ({"complement_labels": torch.ones(3, 2, 4, dtype=torch.long)}, ["complement_labels", r"\(3, 3, any\)"]),
         ({"full_labels": torch.ones(2, 4, dtype=torch.long)}, ["full_labels", "3", "2"]),
         ({"caption_features": torch.zeros(3, 2, 24)}, ["caption_features", r"\(3, 3, 24\)", r"\(3, 2, 24\)"]),
         ({"caption_features": torch.zeros(3, 3, 16)}, ["caption_features", r"\(3, 3, 24\)", r"\(3, 3, 16\)"]),
@@ -551,6 +579,16 @@ def test_wrong_inputs_are_named(model, batch, change, words):
         model(**{**batch, **change})
     for word in words:
         assert re.search(word, str(error.value)), (word, str(error.value))
+
+
+def test_more_events_than_queries_are_named(model, batch):
+    with pytest.raises(ValueError, match="4 event queries.*num_queries.*5 events"):
+        model(batch["video_features"], num_events=tensor([3, 2, 5]))
+
+
+def test_unknown_arguments_are_named(model, batch):
+    with pytest.raises(TypeError, match="output_attention.*output_attentions"):
+        model(**batch, output_attention=True)
 
 
 def test_frames_need_a_clip_inside(model):

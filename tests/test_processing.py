@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sail_hf import SailProcessor
 from sail_hf.generation_sail import SailGenerateOutput
-from sail_hf.processing_sail import collate_labels, format_sentence, pad_rows
+from sail_hf.processing_sail import collate_labels, format_sentence
 
 
 @pytest.fixture(scope="module")
@@ -168,19 +168,38 @@ def test_prepare_tokenizer_adds_three_tokens_in_order_and_keeps_others():
 # --- batches of labels --------------------------------------------------------------------------------------------
 
 
-def test_rows_are_padded_on_the_right():
-    assert pad_rows([[1, 2, 3], [], [4]]).tolist() == [[1, 2, 3], [-100] * 3, [4, -100, -100]]
-    assert pad_rows([[], []]).tolist() == [[-100], [-100]]
-    assert pad_rows([[5]]).dtype == torch.long
+def test_labels_are_padded_on_the_right_batch_first():
+    first = {"full_labels": [1, 2, 3], "event_labels": [[1], [2, 3]], "complement_labels": [[4, 5], [6]]}
+    second = {"full_labels": [4], "event_labels": [[7]], "complement_labels": [[]]}
+    batch = collate_labels([first, second])
+    assert batch["num_events"].tolist() == [2, 1]
+    assert batch["full_labels"].tolist() == [[1, 2, 3], [4, -100, -100]]
+    assert batch["event_labels"].tolist() == [[[1, -100], [2, 3]], [[7, -100], [-100, -100]]]
+    assert batch["complement_labels"].tolist() == [[[4, 5], [6, -100]], [[-100, -100], [-100, -100]]]
+    alone = collate_labels([second])
+    assert alone["complement_labels"].tolist() == [[[-100]]] and alone["event_labels"].dtype == torch.long
+
+
+def test_special_tokens_in_captions_are_text(processor):
+    """They would end a sentence, or start a prompt."""
+    labels = processor.caption_labels(["He says <|endoftext|> and <MASK>.", "People clap."])
+    special = processor.tokenizer.convert_tokens_to_ids(["<MASK>", "<|endoftext|>", "<FULL>", "<PAD>"])
+    (event, _), full = labels["event_labels"], labels["full_labels"]
+    assert [token for token in event if token in special] == special[:2]  # the prompt's, and the end
+    assert [token for token in full if token in special] == [special[2], special[1]]
+    assert "<|endoftext|> and <MASK>." in processor.tokenizer.decode(event)
 
 
 def test_labels_of_several_videos_stand_video_by_video(processor):
     batch = collate_labels([processor.caption_labels(captions) for captions in CAPTIONS])
     assert batch["num_events"].tolist() == [3, 2, 1]
-    text = [processor.tokenizer.decode(row[row != -100]) for row in batch["event_labels"]]
-    assert text == [f"<MASK>1 events: {sentence} <|endoftext|>" for captions in CAPTIONS for sentence in captions]
-    assert batch["full_labels"].shape[0] == 3 and batch["complement_labels"].shape[0] == 6
-    assert (batch["complement_labels"][5] == -100).all() and (batch["complement_labels"][:5, 0] != -100).all()
+    text = [processor.tokenizer.decode(row[row != -100]) for video in batch["event_labels"] for row in video]
+    assert [row for row in text if row] == [
+        f"<MASK>1 events: {sentence} <|endoftext|>" for captions in CAPTIONS for sentence in captions
+    ]
+    assert batch["full_labels"].shape[0] == 3 and batch["complement_labels"].shape[:2] == (3, 3)
+    there = (batch["complement_labels"] != -100).any(-1)
+    assert there.tolist() == [[True, True, True], [True, True, False], [False, False, False]]
 
 
 def test_the_processor_makes_everything_that_training_needs(processor):

@@ -41,12 +41,12 @@ def checkpoint(shared, annotations, tmp_path_factory):
     write_decoder(folder / "decoder", [text for row in annotations.values() for text in row["sentences"]])
     config = {
         "encoder_layers": 1,
-        "encoder_attention_heads": 4,
         "encoder_ffn_dim": 128,
-        "mask_decoder_attention_heads": 4,
+        "attention_head_dim": 32,
         "mask_decoder_ffn_dim": 64,
         "dropout": 0.0,
         "initializer_range": 0.08,
+        "position_initializer_range": 0.08,
     }
     train.main(
         ["--clip", str(folder / "clip"), "--decoder", str(folder / "decoder"), "--decoder_from_scratch", "True"]

@@ -12,8 +12,8 @@ from train import main
 from transformers import GPT2Config, GPT2LMHeadModel
 
 MODEL = {
-    "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32,
-    "mask_decoder_attention_heads": 2, "mask_decoder_ffn_dim": 32, "alignment_loss_weight": 1.0,
+    "encoder_layers": 1, "encoder_ffn_dim": 32,
+    "attention_head_dim": 8, "mask_decoder_ffn_dim": 32, "alignment_loss_weight": 1.0,
 }  # fmt: skip
 
 

@@ -85,9 +85,8 @@ def place(tmp_path_factory) -> Path:
         "model_config": {
             "dropout": 0,
             "encoder_layers": 1,
-            "encoder_attention_heads": 2,
             "encoder_ffn_dim": 32,
-            "mask_decoder_attention_heads": 2,
+            "attention_head_dim": 8,
             "mask_decoder_ffn_dim": 32,
         },
         "generation_config": {"num_beams": 1, "max_new_tokens": 6, "full_max_new_tokens": 9},

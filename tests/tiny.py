@@ -55,7 +55,7 @@ def make_clip(folder: Path) -> SailClip:
     return load_clip(str(folder))
 
 
-def make_config(processor: SailProcessor, **fields) -> SailConfig:
+def make_config(processor: SailProcessor, method: str = "sail", **fields) -> SailConfig:
     tokenizer = processor.tokenizer
     text_config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -72,12 +72,11 @@ def make_config(processor: SailProcessor, **fields) -> SailConfig:
         "num_frames": 8,
         "num_queries": 4,
         "encoder_layers": 2,
-        "encoder_attention_heads": 2,
+        "attention_head_dim": 8,
         "encoder_ffn_dim": 32,
-        "mask_decoder_attention_heads": 2,
         "mask_decoder_ffn_dim": 32,
     }
-    return SailConfig(text_config=text_config, **processor.prompt_ids(), **{**small, **fields})
+    return SailConfig.for_method(method, text_config=text_config, **processor.prompt_ids(), **{**small, **fields})
 
 
 def make_processor(num_frames: int = 8) -> SailProcessor:

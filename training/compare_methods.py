@@ -22,7 +22,7 @@ from transformers import HfArgumentParser, pipeline
 
 from sail_hf.data import write_json
 
-QUERIES = {"method": "sail-align", "mask_generator": "learned"}
+QUERIES = {"method": "sail-align", "mask_generator": "queries"}
 # Fields of SailConfig in the second stage.
 VARIANTS = {
     "ilcacm": {"method": "ilcacm"},

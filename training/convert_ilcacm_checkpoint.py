@@ -17,19 +17,23 @@ from transformers import AutoTokenizer, GPT2Config
 from sail_hf import SailConfig, SailForDenseVideoCaptioning, SailProcessor, SailVideoProcessor
 from sail_hf.clip_sail import load_clip
 
-# ILCACM's parameter names -> SAIL's, first match wins.
+# ILCACM's parameter names -> SAIL's, in this order.
 RENAMES = [
     (r"^captioner\.gpt2_model\.", "decoder."),
     (r"^captioner\.video_encoder\.vpe$", "model.video_encoder.position_embeddings"),
     (r"^captioner\.video_encoder\.proj\.0\.", "model.video_encoder.norm."),
     (r"^captioner\.video_encoder\.proj\.1\.", "model.video_encoder.projection."),
-    (r"^captioner\.video_encoder\.", "model.video_encoder."),
+    (r"^captioner\.video_encoder\.(encoder\.)?", "model.video_encoder."),
     (r"^localizer\.tpe$", "model.mask_generator.queries"),
     (r"^localizer\.pe$", "model.mask_generator.position_embeddings"),
-    (r"^localizer\.mask_decoder\.", "model.mask_generator.decoder."),
+    (r"^localizer\.mask_decoder\.", "model.mask_generator."),
     (r"^localizer\.center_fc\.", "model.mask_generator.center_head."),
     (r"^localizer\.width_fc\.", "model.mask_generator.width_head."),
     (r"^localizer\.", "model.mask_generator."),
+    # Of torch's Transformer layers.
+    (r"(?<=\.)multihead_attn\.", "cross_attn."),
+    (r"(?<=\.)linear1\.", "mlp.fc1."),
+    (r"(?<=\.)linear2\.", "mlp.fc2."),
 ]
 # GPT-2's causal masks, which transformers no longer keeps in checkpoints.
 DROPPED = re.compile(r"\.attn\.(bias|masked_bias)$")
@@ -37,15 +41,29 @@ DROPPED = re.compile(r"\.attn\.(bias|masked_bias)$")
 
 def rename(name: str) -> str:
     """SAIL's name of an ILCACM parameter; raises ValueError for a name that ILCACM does not have."""
+    if not name.startswith(("captioner.", "localizer.")):
+        raise ValueError(f"Expected parameters that start with 'captioner.' or 'localizer.', found {name!r}.")
     for pattern, replacement in RENAMES:
-        if re.search(pattern, name):
-            return re.sub(pattern, replacement, name)
-    raise ValueError(f"Expected parameters that start with 'captioner.' or 'localizer.', found {name!r}.")
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def convert_state_dict(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename every parameter of an ILCACM state dict; the causal masks of old GPT-2 checkpoints are left out."""
-    return {rename(name): value for name, value in state.items() if not DROPPED.search(name)}
+    """Rename every parameter of an ILCACM state dict; the causal masks of old GPT-2 checkpoints are left out.
+
+    Torch's attention holds its three projections of queries, keys and values in one tensor: they are taken apart.
+    """
+    converted = {}
+    for name, value in state.items():
+        if DROPPED.search(name):
+            continue
+        name = rename(name)
+        if ".in_proj_" in name:
+            for part, projection in zip("qkv", value.chunk(3), strict=True):
+                converted[name.replace("in_proj_", f"{part}_proj.")] = projection.clone()
+        else:
+            converted[name] = value
+    return converted
 
 
 def config_of(state: dict[str, torch.Tensor], attention_heads: int = 12) -> SailConfig:
@@ -58,8 +76,8 @@ def config_of(state: dict[str, torch.Tensor], attention_heads: int = 12) -> Sail
         return 1 + max(found)
 
     vocabulary, width = state["captioner.gpt2_model.transformer.wte.weight"].shape
-    return SailConfig(
-        method="ilcacm",
+    return SailConfig.for_method(
+        "ilcacm",
         text_config=GPT2Config(
             vocab_size=vocabulary,
             n_embd=width,
@@ -72,10 +90,9 @@ def config_of(state: dict[str, torch.Tensor], attention_heads: int = 12) -> Sail
         num_queries=len(state["localizer.tpe"]),
         encoder_layers=layers(r"video_encoder\.encoder\.layers\.(\d+)\."),
         encoder_ffn_dim=len(state["captioner.video_encoder.encoder.layers.0.linear1.weight"]),
-        encoder_attention_heads=attention_heads,
+        attention_head_dim=width // attention_heads,
         mask_decoder_layers=layers(r"mask_decoder\.layers\.(\d+)\."),
         mask_decoder_ffn_dim=len(state["localizer.mask_decoder.layers.0.linear1.weight"]),
-        mask_decoder_attention_heads=attention_heads,
     )
 
 

@@ -198,7 +198,7 @@ def go_on_from(name: str, model_config: dict) -> SailForDenseVideoCaptioning:
     if method := model_config.get("method"):
         if method not in METHODS:
             sys.exit(f"`method` must be one of {', '.join(METHODS)}, found {method!r}.")
-        model_config = {**method_fields(method), **model_config}
+        model_config = {**method_fields(method), **{k: v for k, v in model_config.items() if k != "method"}}
     model, info = SailForDenseVideoCaptioning.from_pretrained(name, output_loading_info=True, **model_config)
     changed = {*info["missing_keys"], *info["unexpected_keys"]}
     if lost := {key for key in changed if not key.startswith(("model.mask_generator.", "model.memory_projection."))}:
@@ -229,11 +229,13 @@ def build_model(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, Sail
         clip,
         decoder,
         processor,
-        method=args.method,
-        mask_type=args.mask_type,
-        num_frames=args.num_frames,
-        num_queries=args.num_queries,
-        **args.model_config,
+        **{
+            **method_fields(args.method),
+            "mask_type": args.mask_type,
+            "num_frames": args.num_frames,
+            "num_queries": args.num_queries,
+            **args.model_config,
+        },
     )
     if unknown := model.generation_config.update(**args.generation_config):
         sys.exit(f"`generation_config` has unknown fields: {', '.join(sorted(unknown))}.")
