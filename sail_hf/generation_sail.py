@@ -298,6 +298,7 @@ class SailGenerationMixin(GenerationMixin):
         ids = torch.tensor([list(prompt)] * len(video_features), device=video_features.device)
         encoded = self.model.video_encoder(video_features, frame_mask)
         embeds, attention_mask = self.decoder_inputs(encoded, frame_mask, ids)
+        config.return_dict_in_generate, config.output_scores = True, True
         with warnings.catch_warnings():
             # Repeats are looked for in the new tokens alone, as they should be: frames have no token ids.
             warnings.filterwarnings("ignore", message="Passing `no_repeat_ngram_size` with `inputs_embeds`")
@@ -307,8 +308,6 @@ class SailGenerationMixin(GenerationMixin):
                 generation_config=config,
                 logits_processor=logits_processor,
                 stopping_criteria=stopping_criteria,
-                return_dict_in_generate=True,
-                output_scores=True,
             )
 
     def split_sentences(self, ids: list[int]) -> list[list[int]]:

@@ -68,6 +68,12 @@ class SailAttention(nn.Module):
         )
         return self.out_proj(output.flatten(2)), weights
 
+    def initialize(self, config: SailConfig) -> None:
+        """As torch's own attention, which the method's authors use: the three projections as one of three times the width."""
+        bound = (6 / (4 * self.q_proj.in_features)) ** 0.5
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            init.uniform_(projection.weight, -bound, bound)
+
 
 class SailMLP(nn.Module):
     def __init__(self, config: SailConfig, width: int, hidden_width: int):

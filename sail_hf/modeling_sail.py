@@ -86,7 +86,7 @@ class SailPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, (SailVideoEncoder, *MASK_GENERATORS.values())):
+        if isinstance(module, (SailAttention, SailVideoEncoder, *MASK_GENERATORS.values())):
             module.initialize(self.config)
         elif type(module).__module__.startswith(("open_clip.", "timm.")) and not isinstance(module, nn.LayerNorm):
             for parameter in module.parameters(recurse=False):
