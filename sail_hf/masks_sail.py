@@ -75,7 +75,7 @@ class SailMaskGenerator(nn.Module):
 
         `memory`: `(B, T, D)`; `frame_mask`: `(B, T)`; `valid`: `(B, N)` bool, a video's events first.
         """
-        hidden = self.dropout(self.queries[: valid.shape[1]].expand(len(memory), -1, -1))
+        hidden = self.dropout(self.queries[: valid.shape[1]].expand(memory.shape[0], -1, -1))
         frames = self.dropout(memory + self.position_embeddings[: memory.shape[1]])
         query_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden, attention_mask=valid.to(frame_mask.dtype)
