@@ -19,6 +19,16 @@ class SailDataCollator:
     `(T, 3, H, W)`; where it has `caption_features` `(N, D)` and `transition_features` `(N - 1, D)`, the losses that need
     them exist. Nothing else is read, `timestamps` least of all.
 
+    ```python
+    rows = [
+        {"captions": ["A man lifts a bar.", "He puts it down."], "video_features": features_of_32_frames},
+        {"captions": ["A dog runs."], "video_features": features_of_20_frames},
+    ]
+    batch = SailDataCollator(processor)(rows)
+    batch["video_features"].shape, batch["video_attention_mask"].sum(1)  # (2, 32, 768), [32, 20]
+    batch["num_events"], batch["event_labels"].shape  # [2, 1], (2, 2, length of the longest sentence with its prompt)
+    ```
+
     Args:
         processor ([`SailProcessor`]): makes the labels.
         max_events (`int`, *optional*): captions past this number are left out; give the model's `num_queries`.

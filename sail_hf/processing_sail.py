@@ -104,26 +104,42 @@ class SailProcessor(ProcessorMixin):
     def __call__(
         self,
         videos: Any = None,
-        captions: Sequence[Sequence[str]] | None = None,
+        captions: Sequence[str] | Sequence[Sequence[str]] | None = None,
         return_tensors: str = "pt",
         **kwargs,
     ) -> BatchFeature:
-        """Model inputs for videos, with labels where captions are given.
+        """Model inputs for videos, with labels where captions are given. The model takes all of it.
 
         Args:
             videos: one video or a list; see [`SailVideoProcessor`] for what a video may be, and for `kwargs` (`fps`,
                 `num_frames`, `start`, `end`).
-            captions: for each video its captions in order.
+            captions: for each video its captions in order; for one video, they may be given without a list around them.
 
         Returns:
             `pixel_values_videos` `(B, T, 3, H, W)`, `video_attention_mask` `(B, T)`, `durations` `(B,)` in seconds;
             with captions also `num_events` and the labels of [`SailForDenseVideoCaptioning.forward`].
+
+        Raises:
+            ValueError: another number of lists of captions than of videos, an empty one, options of videos without videos,
+                or tensors of another kind than PyTorch's.
         """
+        if return_tensors != "pt":
+            raise ValueError(f"The processor makes PyTorch tensors (return_tensors='pt'), found {return_tensors!r}.")
+        if videos is None and (captions is None or kwargs):
+            found = f"the options {', '.join(kwargs)} without videos" if kwargs else "neither"
+            raise ValueError(f"Expected `videos`, `captions` or both, found {found}.")
         data = BatchFeature()
         if videos is not None:
             data.update(self.video_processor(videos, return_tensors=return_tensors, **kwargs))
         if captions is not None:
-            data.update(collate_labels([self.caption_labels(of_video) for of_video in captions]))
+            lists = [captions] if captions and all(isinstance(text, str) for text in captions) else list(captions)
+            if isinstance(captions, str) or not lists or not all(lists) or any(isinstance(of, str) for of in lists):
+                raise ValueError(
+                    f"`captions` must hold a list of sentences for each video, found {str(captions)[:80]!r}."
+                )
+            if videos is not None and len(lists) != len(data["durations"]):
+                raise ValueError(f"Expected captions of {len(data['durations'])} videos, found those of {len(lists)}.")
+            data.update(collate_labels([self.caption_labels(of_video) for of_video in lists]))
         return data
 
     def post_process_dense_captioning(

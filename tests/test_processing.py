@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import CAPTIONS, make_processor
+from tiny import CAPTIONS, make_clip, make_model, make_processor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sail_hf import SailProcessor
@@ -213,6 +213,44 @@ def test_the_processor_makes_everything_that_training_needs(processor):
     expected = collate_labels([processor.caption_labels(captions) for captions in CAPTIONS[:2]])
     for name, labels in expected.items():
         assert torch.equal(batch[name], labels)
+
+
+@pytest.mark.parametrize(
+    "captions, words",
+    [
+        ([CAPTIONS[0]], "captions of 2 videos, found those of 1"),
+        (["A dog runs.", ["A man."]], "list of sentences"),
+        ("A dog runs.", "list of sentences"),
+        ([["A man."], []], "list of sentences"),
+        ([], "list of sentences"),
+        ([["A man."], [" "]], "at least one word"),
+    ],
+)
+def test_captions_that_do_not_fit_the_videos_are_named(processor, captions, words):
+    videos = [np.zeros((4, 40, 60, 3), np.uint8)] * 2
+    with pytest.raises(ValueError, match=words):
+        processor(videos, captions=captions, fps=5)
+
+
+def test_what_cannot_be_honoured_is_named(processor):
+    with pytest.raises(ValueError, match="without videos"):
+        processor(captions=["A man."], fps=5)
+    with pytest.raises(ValueError, match="found neither"):
+        processor()
+    with pytest.raises(ValueError, match="'np'"):
+        processor(captions=["A man."], return_tensors="np")
+
+
+def test_what_the_processor_gives_the_model_takes(processor, tmp_path):
+    """As the documentation has it: nothing is popped on the way."""
+    model = make_model(processor, vision_config=make_clip(tmp_path / "clip").vision_config)
+    video = np.random.default_rng(0).integers(0, 255, (12, 40, 60, 3), dtype=np.uint8)
+    loss = model(**processor(videos=video, captions=CAPTIONS[0], fps=4)).loss
+    assert loss.isfinite()
+    inputs = processor(videos=[video, video[:6]], fps=4)
+    outputs = model.generate(**inputs, num_events=torch.tensor([2, 1]), max_new_tokens=6)
+    first, second = processor.post_process_dense_captioning(outputs, inputs["durations"])
+    assert len(first) == 2 and len(second) == 1 and 0 <= second[0]["start"] <= second[0]["end"] <= 1.5
 
 
 def test_captions_alone_and_videos_alone(processor):
