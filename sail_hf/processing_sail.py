@@ -12,8 +12,10 @@ from .generation_sail import SailGenerateOutput
 from .loss_sail import IGNORE_INDEX
 
 
-def format_sentence(sentence: str) -> str:
+def format_sentence(sentence: str, form: str = "sail") -> str:
     """A caption as the decoder learns it: stripped, capitalised, ending in a full stop (or its own `!` or `?`).
+
+    `form="ilcacm"`: as ILCACM's code has it, in lower case after the first letter, and with a full stop after all but one.
 
     Raises:
         ValueError: the caption is empty.
@@ -21,8 +23,8 @@ def format_sentence(sentence: str) -> str:
     sentence = " ".join(sentence.split())
     if not sentence:
         raise ValueError("Expected a caption with at least one word, found an empty one.")
-    sentence = sentence[0].upper() + sentence[1:]
-    return sentence if sentence[-1] in ".!?" else sentence + "."
+    sentence = sentence.capitalize() if form == "ilcacm" else sentence[0].upper() + sentence[1:]
+    return sentence if sentence[-1] in ("." if form == "ilcacm" else ".!?") else sentence + "."
 
 
 class SailProcessor(ProcessorMixin):
@@ -31,9 +33,14 @@ class SailProcessor(ProcessorMixin):
     Args:
         video_processor ([`SailVideoProcessor`])
         tokenizer (`PreTrainedTokenizerBase`): with the tokens that [`SailProcessor.prepare_tokenizer`] adds.
+        sentence_form (`str`, defaults to `"sail"`): how captions are written for the decoder, `"sail"` or `"ilcacm"`; see
+            [`format_sentence`].
     """
 
-    def __init__(self, video_processor, tokenizer):
+    def __init__(self, video_processor, tokenizer, sentence_form: str = "sail"):
+        if sentence_form not in ("sail", "ilcacm"):
+            raise ValueError(f"`sentence_form` must be 'sail' or 'ilcacm', found {sentence_form!r}.")
+        self.sentence_form = sentence_form
         super().__init__(video_processor, tokenizer)
 
     @staticmethod
@@ -82,7 +89,8 @@ class SailProcessor(ProcessorMixin):
             Each ends in the tokenizer's end token; one longer than `max_length` is cut.
         """
         # What looks like a special token in a caption is text.
-        sentences = [self._ids(format_sentence(caption), split_special_tokens=True) for caption in captions]
+        formatted = [format_sentence(caption, self.sentence_form) for caption in captions]
+        sentences = [self._ids(sentence, split_special_tokens=True) for sentence in formatted]
         space, end = self._ids(" "), [self.tokenizer.eos_token_id]
         count = len(sentences)
 

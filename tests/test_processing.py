@@ -127,6 +127,20 @@ def test_prompts_begin_the_labels(processor):
     assert processor.tokenizer.decode(ids["event_prompt_ids"] + ids["separator_ids"]) == "<MASK>1 events:  "
 
 
+def test_sentences_in_ilcacms_form(processor, tmp_path):
+    assert format_sentence("the Queen of  England waves!", "ilcacm") == "The queen of england waves!."
+    ilcacm = SailProcessor(processor.video_processor, processor.tokenizer, sentence_form="ilcacm")
+    ilcacm.save_pretrained(tmp_path)
+    loaded = SailProcessor.from_pretrained(tmp_path)
+    assert (
+        loaded.sentence_form == "ilcacm"
+        and SailProcessor.from_pretrained(tmp_path, sentence_form="sail").sentence_form == "sail"
+    )
+    assert loaded.caption_labels(["A Man runs"]) == processor.caption_labels(["a man runs."])
+    with pytest.raises(ValueError, match="'upper'"):
+        SailProcessor(processor.video_processor, processor.tokenizer, sentence_form="upper")
+
+
 def test_long_labels_are_cut(processor):
     whole, cut = processor.caption_labels(CAPTIONS[0]), processor.caption_labels(CAPTIONS[0], max_length=9)
     assert cut["full_labels"] == whole["full_labels"][:9]
