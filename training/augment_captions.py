@@ -14,16 +14,19 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 from annotations import read_annotations
 from build_dataset import FEATURES, write_split
 from datasets import Dataset
 from filelock import FileLock, Timeout
 from huggingface_hub import hf_hub_download
-from llm_engines import Answer, Request, Sampling, ServerEngine, TransformersEngine
+from llm_engines import Request, Sampling, ServerEngine, TransformersEngine
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
@@ -61,10 +64,8 @@ def digest(value) -> str:
 
 
 PROMPT_DIGEST = digest([SYSTEM_PROMPT, USER_PROMPT])
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Questions
+# Fields of an answer in a log that say what it belongs to.
+KEY = ("video_id", "pair", "prompt")
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,8 @@ class Pair:
     def messages(self) -> list[dict[str, str]]:
         """The chat messages of Algorithm 1; runs of white space in the captions become a space."""
         captions = {"caption1": " ".join(self.caption1.split()), "caption2": " ".join(self.caption2.split())}
-        return [
-            {"role": "system", "content": SYSTEM_PROMPT},
-            {"role": "user", "content": USER_PROMPT.format(**captions)},
-        ]
+        question = USER_PROMPT.format(**captions)
+        return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": question}]
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -97,9 +96,7 @@ class Pair:
 
 def caption_pairs(rows: list[dict]) -> list[Pair]:
     """All adjacent pairs of captions, N-1 of a video with N."""
-    return [
-        Pair(row["video_id"], i, *row["captions"][i : i + 2]) for row in rows for i in range(len(row["captions"]) - 1)
-    ]
+    return [Pair(row["video_id"], i, *pair) for row in rows for i, pair in enumerate(pairwise(row["captions"]))]
 
 
 def take_shard(pairs: list[Pair], shard: str) -> list[Pair]:
@@ -109,9 +106,6 @@ def take_shard(pairs: list[Pair], shard: str) -> list[Pair]:
         raise ValueError(f"expected --shard 1/n to n/n, found {shard!r}")
     return pairs[int(match[1]) - 1 :: int(match[2])]
 
-
-# --------------------------------------------------------------------------------------------------------------------
-# Answers
 
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|$)|^.*</think>", re.DOTALL)
 _MARKUP = re.compile(r"^(?:[#>•-]+|\d+[.)])\s+|[*`]|__")
@@ -171,65 +165,52 @@ def _has_words(text: str) -> bool:
     return any(character.isalnum() for character in text)
 
 
+@dataclass
 class AnswerLog:
-    """Answers in a file of JSON lines: a first line with the settings, then one line for each pair.
+    """A file of JSON lines: a first line with the settings, then one line for each pair; made by [`open_log`]."""
+
+    file: BinaryIO
+    records: list[dict]
+
+    def append(self, record: dict) -> None:
+        """Adds an answer; when this returns, it is on the disk."""
+        self.write(record)
+        self.records.append(record)
+
+    def write(self, line: dict) -> None:
+        self.file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+@contextmanager
+def open_log(path: str | Path, settings: dict) -> Iterator[AnswerLog]:
+    """Opens a log of answers to go on with, or makes one.
 
     Whole lines are appended and synced to the disk, so whatever ends the program can at most leave the last line torn;
     opening the log again drops that.
 
     Args:
-        path: The file, made where it does not exist.
-        settings: What the answers depend on besides the pair. A log of other settings is refused.
+        settings: What the answers depend on besides the pair.
 
     Raises:
         ValueError: the log was made with other settings, or is damaged.
         RuntimeError: another process is writing it.
     """
-
-    def __init__(self, path: str | Path, settings: dict) -> None:
-        self.path = Path(path)
-        self.settings = settings
-        self.records: list[dict] = []
-
-    def __enter__(self) -> "AnswerLog":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(f"{self.path}.lock", timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise RuntimeError(f"another process is writing {self.path}") from None
-        try:
-            self._open()
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
-
-    def __exit__(self, *exception) -> None:
-        os.close(self._file)
-        self._lock.release()
-
-    def _open(self) -> None:
-        whole_lines = 0
-        if self.path.exists():
-            found, self.records, whole_lines = read_log(self.path)
-            if found is not None and found != self.settings:
-                raise ValueError(f"{self.path} was made with {found}, not {self.settings}: use another --output")
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        os.ftruncate(self._file, whole_lines)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(f"{path}.lock", timeout=0).acquire()
+    except Timeout:
+        raise RuntimeError(f"another process is writing {path}") from None
+    with lock, open(path, "ab") as file:
+        found, records, whole_lines = read_log(path)
+        if found not in (None, settings):
+            raise ValueError(f"{path} was made with {found}, not {settings}: use another --output")
+        file.truncate(whole_lines)
+        log = AnswerLog(file, records)
         if not whole_lines:
-            self._write({"settings": self.settings})
-
-    def append(self, record: dict) -> None:
-        """Adds an answer; when this returns, it is on the disk."""
-        self._write(record)
-        self.records.append(record)
-
-    def _write(self, line: dict) -> None:
-        data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
-        while data:
-            data = data[os.write(self._file, data) :]
-        os.fsync(self._file)
+            log.write({"settings": settings})
+        yield log
 
 
 def read_log(path: str | Path) -> tuple[dict | None, list[dict], int]:
@@ -248,11 +229,7 @@ def read_log(path: str | Path) -> tuple[dict | None, list[dict], int]:
 
 
 def record_key(record: dict) -> tuple[str, int, str]:
-    return record["video_id"], record["pair"], record["prompt"]
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Generate
+    return tuple(record[name] for name in KEY)
 
 
 @dataclass
@@ -264,10 +241,7 @@ class GenerateArguments:
     llm: str = field(default="Qwen/Qwen3-8B", metadata={"help": "Name or folder, or the server's name, of the LLM."})
     llm_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the LLM."})
     base_url: str | None = field(
-        default=None,
-        metadata={
-            "help": "Server with OpenAI's interface (http://host:8000/v1); its key is read from OPENAI_API_KEY."
-        },
+        default=None, metadata={"help": "Server with OpenAI's interface (http://host:8000/v1); key: OPENAI_API_KEY."}
     )
     temperature: float = field(default=0.7, metadata={"help": "0: always the likeliest token."})
     top_p: float = 0.8
@@ -315,7 +289,7 @@ def generate(arguments: GenerateArguments) -> None:
         "seed": arguments.seed,
         **asdict(sampling),
     }
-    with AnswerLog(arguments.output, settings) as log:
+    with open_log(arguments.output, settings) as log:
         answered, attempts = answered_keys(log.records)
         waiting = [(pair, attempts.get(pair.key, 0)) for pair in mine if pair.key not in answered]
         waiting = [(pair, attempt) for pair, attempt in waiting if attempt < arguments.max_attempts]
@@ -342,11 +316,10 @@ def find_revision(llm: str, revision: str | None) -> str | None:
 
 
 def make_engine(arguments: GenerateArguments, revision: str | None, sampling: Sampling):
+    llm, concurrency = arguments.llm, arguments.concurrency
     if arguments.base_url:
-        return ServerEngine(
-            arguments.base_url, arguments.llm, sampling, arguments.concurrency, json.loads(arguments.extra_body)
-        )
-    return TransformersEngine(arguments.llm, revision, sampling, arguments.concurrency)
+        return ServerEngine(arguments.base_url, llm, sampling, concurrency, json.loads(arguments.extra_body))
+    return TransformersEngine(llm, revision, sampling, concurrency)
 
 
 def answered_keys(records: list[dict]) -> tuple[set, dict]:
@@ -377,23 +350,14 @@ def answer_pairs(
             if attempt + 1 < max_attempts and (not text or "broken" in edits):
                 waiting.append((pair, attempt + 1))
                 continue
-            log.append(make_record(pair, attempt + 1, answer, text, edits))
+            record = dict(zip(KEY, pair.key, strict=True)) | {"text": text or None, "edits": edits}
+            log.append(record | {"attempts": attempt + 1, "answer": answer.text})
             progress.update()
-
-
-def make_record(pair: Pair, attempts: int, answer: Answer, text: str, edits: list[str]) -> dict:
-    video_id, index, prompt = pair.key
-    record = {"video_id": video_id, "pair": index, "prompt": prompt, "text": text or None}
-    return {**record, "edits": edits, "attempts": attempts, "answer": answer.text}
 
 
 def name_some(pairs: Iterable[Pair]) -> str:
     names = [f"{pair.video_id} pair {pair.index}" for pair in pairs]
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Merge
 
 
 @dataclass
@@ -412,7 +376,9 @@ def merge(arguments: MergeArguments) -> None:
     """
     from pyarrow import parquet
 
-    path = split_path(Path(arguments.dataset), arguments.split)
+    path = Path(arguments.dataset, f"{arguments.split}-00000-of-00001.parquet")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: expected a data set that build_dataset.py made")
     if further := set(parquet.read_schema(path).names) - set(FEATURES):
         raise ValueError(f"{path} has {', '.join(sorted(further))} already: merge first, then extract features")
     rows = parquet.read_table(path).to_pylist()
@@ -454,14 +420,6 @@ def collect_answers(logs: list[str]) -> tuple[dict, dict[tuple, dict]]:
                 raise ValueError(f"{record['video_id']} pair {record['pair']} is answered in {where}")
             records[key], origin[key] = record, log
     return settings, records
-
-
-def split_path(folder: Path, split: str) -> Path:
-    """The one Parquet file of a split."""
-    files = sorted(folder.glob(f"{split}-*.parquet"))
-    if len(files) != 1:
-        raise ValueError(f"expected one file {folder}/{split}-*.parquet, found {len(files)}")
-    return files[0]
 
 
 COMMANDS = {"generate": (GenerateArguments, generate), "merge": (MergeArguments, merge)}
