@@ -27,35 +27,15 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from huggingface_hub import hf_hub_download
 from llm_engines import Request, Sampling, ServerEngine, TransformersEngine
+from pyarrow import parquet
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
 # Algorithm 1, word for word. Its emphasis is kept as Markdown, which is how the numbered rules are set.
-SYSTEM_PROMPT = """\
-You are a “Video Context Inference Expert,” an AI specialized in analyzing sequences of video event captions. \
-Your primary goal is to generate one new, plausible caption for the event that likely occurred *between* the two \
-provided captions, creating a smooth and logical narrative flow.
-
-1. **Context is Key**: Deeply analyze the preceding and succeeding captions. The generated caption must serve as \
-a logical bridge, connecting the two events seamlessly.
-2. **Infer the Unseen Action**: Do not simply rephrase or combine the given captions. Your task is to infer the \
-most probable *transitional action* or *change of state*. Focus on the single most important action that \
-connects the two moments.
-3. **Maintain Consistency**: The style, tone, and level of detail of your generated captions should match the \
-input captions. They should be concise, descriptive, and written from the perspective of an objective observer.
-4. **Plausibility over Creativity**: The generated event must be highly plausible. Avoid introducing new \
-elements that cannot be reasonably inferred.
-5. **Output**: Provide **ONLY** the single generated caption text, without any labels or explanations."""
-
-USER_PROMPT = """\
-Analyze the following two consecutive video captions and generate a single, concise caption that describes the most \
-plausible event happening between them.
-
-Caption 1: {caption1}
-
-Caption 2: {caption2}
-
-Based on the rules, what is the single event that connects these two captions?"""
+SYSTEM_PROMPT, USER_PROMPT = (
+    (Path(__file__).parent / "prompts" / f"transition_{role}.md").read_text(encoding="utf-8").rstrip("\n")
+    for role in ("system", "user")
+)
 
 
 def digest(value) -> str:
@@ -64,8 +44,7 @@ def digest(value) -> str:
 
 
 PROMPT_DIGEST = digest([SYSTEM_PROMPT, USER_PROMPT])
-# Fields of an answer in a log that say what it belongs to.
-KEY = ("video_id", "pair", "prompt")
+KEY = ("video_id", "pair", "prompt")  # fields of a logged answer that say what it belongs to
 
 
 @dataclass(frozen=True)
@@ -290,15 +269,13 @@ def generate(arguments: GenerateArguments) -> None:
         **asdict(sampling),
     }
     with open_log(arguments.output, settings) as log:
-        answered, attempts = answered_keys(log.records)
-        waiting = [(pair, attempts.get(pair.key, 0)) for pair in mine if pair.key not in answered]
+        attempts = {record_key(record): record["attempts"] for record in log.records}
+        waiting = [(pair, attempts.get(pair.key, 0)) for pair in without_answer(mine, log)]
         waiting = [(pair, attempt) for pair, attempt in waiting if attempt < arguments.max_attempts]
         with tqdm(total=len(mine), initial=len(mine) - len(waiting), unit="pair", desc="transitions") as progress:
             if waiting:
-                engine = make_engine(arguments, revision, sampling)
-                answer_pairs(engine, waiting, log, arguments.seed, arguments.max_attempts, progress)
-        answered, _ = answered_keys(log.records)
-    unanswered = [pair for pair in mine if pair.key not in answered]
+                answer_pairs(make_engine(arguments, revision, sampling), waiting, log, arguments, progress)
+        unanswered = without_answer(mine, log)
     if unanswered:
         raise UnansweredError(
             f"{len(unanswered)} pairs got no usable answer in {arguments.max_attempts} attempts: "
@@ -322,32 +299,26 @@ def make_engine(arguments: GenerateArguments, revision: str | None, sampling: Sa
     return TransformersEngine(llm, revision, sampling, concurrency)
 
 
-def answered_keys(records: list[dict]) -> tuple[set, dict]:
-    """Keys of the pairs that have an answer, and, for those that got no usable one, how many were asked for."""
-    answered = {record_key(record) for record in records if record["text"] is not None}
-    attempts = {record_key(record): record["attempts"] for record in records}
-    return answered, attempts
+def without_answer(pairs: list[Pair], log: AnswerLog) -> list[Pair]:
+    """Pairs for which the log has no usable answer."""
+    answered = {record_key(record) for record in log.records if record["text"] is not None}
+    return [pair for pair in pairs if pair.key not in answered]
 
 
-def answer_pairs(
-    engine, waiting: list[tuple[Pair, int]], log: AnswerLog, seed: int, max_attempts: int, progress: tqdm
-) -> None:
+def answer_pairs(engine, waiting: list[tuple[Pair, int]], log: AnswerLog, arguments: GenerateArguments, progress):
     """Asks until each pair has a usable answer, or `max_attempts` were not usable; logs what came out.
 
-    An answer that was cut off within its first sentence counts as usable in the last attempt only.
-
-    Args:
-        engine: Has `answers(requests)`.
-        waiting: Pairs, each with the number of answers asked for before.
+    `waiting` has with each pair the number of answers asked for before. An answer that was cut off within its first
+    sentence counts as usable in the last attempt only.
     """
     while waiting:
         asked = {str(i): item for i, item in enumerate(waiting)}
-        requests = [Request(name, pair.messages, pair.seed(seed, i)) for name, (pair, i) in asked.items()]
+        requests = [Request(name, pair.messages, pair.seed(arguments.seed, i)) for name, (pair, i) in asked.items()]
         waiting = []
         for answer in engine.answers(requests):
             pair, attempt = asked[answer.name]
             text, edits = clean_answer(answer.text, answer.complete)
-            if attempt + 1 < max_attempts and (not text or "broken" in edits):
+            if attempt + 1 < arguments.max_attempts and (not text or "broken" in edits):
                 waiting.append((pair, attempt + 1))
                 continue
             record = dict(zip(KEY, pair.key, strict=True)) | {"text": text or None, "edits": edits}
@@ -371,11 +342,8 @@ def merge(arguments: MergeArguments) -> None:
     """Puts the answers of all shards into a split of a data set, with where they come from.
 
     Raises:
-        ValueError: a pair has no answer, or several; the logs have different settings; the data set has features
-            already.
+        ValueError: a pair has no answer, or several; the logs' settings differ; the data set has features already.
     """
-    from pyarrow import parquet
-
     path = Path(arguments.dataset, f"{arguments.split}-00000-of-00001.parquet")
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: expected a data set that build_dataset.py made")
@@ -387,15 +355,14 @@ def merge(arguments: MergeArguments) -> None:
     missing = [pair for pair in pairs if pair.key not in records]
     if missing:
         raise ValueError(f"{len(missing)} of {len(pairs)} pairs have no answer in the logs: {name_some(missing)}")
-    by_row = {(pair.video_id, pair.index): records[pair.key] for pair in pairs}
     for row in rows:
-        found = [by_row[row["video_id"], i] for i in range(len(row["captions"]) - 1)]
+        found = [records[pair.key] for pair in caption_pairs([row])]
         row["transitions"] = [record["text"] for record in found]
         row["transition_edits"] = [" ".join(record["edits"]) for record in found]
         row["transition_attempts"] = [record["attempts"] for record in found]
         row.update({name: settings[name] for name in ("llm", "llm_revision", "prompt_digest", "seed")})
     write_split(Dataset.from_list(rows, features=FEATURES), Path(arguments.dataset), arguments.split)
-    edited = sum(bool(record["edits"]) for record in by_row.values())
+    edited = sum(bool(edits) for row in rows for edits in row["transition_edits"])
     print(f"{path}: {len(pairs)} transitions, {edited} of them cleaned")
     if stale := len(records) - len(pairs):
         print(f"{stale} answers in the logs belong to no pair of this split, and were left out")
@@ -408,9 +375,7 @@ def collect_answers(logs: list[str]) -> tuple[dict, dict[tuple, dict]]:
         found, lines, _ = read_log(log)
         settings = settings or found
         if found != settings:
-            raise ValueError(
-                f"{log} was made with {found}, {logs[0]} with {settings}: merge logs of the same settings"
-            )
+            raise ValueError(f"{log} was made with {found}, {logs[0]} with {settings}: they do not go together")
         for record in lines:
             if record["text"] is None:
                 continue
@@ -429,10 +394,8 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0] not in COMMANDS:
         raise ValueError(f"expected a command, {' or '.join(COMMANDS)}; add --help for its options")
     arguments, run = COMMANDS[argv[0]]
-    (parsed,) = HfArgumentParser(arguments, prog=f"augment_captions.py {argv[0]}").parse_args_into_dataclasses(
-        argv[1:]
-    )
-    run(parsed)
+    parser = HfArgumentParser(arguments, prog=f"augment_captions.py {argv[0]}")
+    run(*parser.parse_args_into_dataclasses(argv[1:]))
 
 
 if __name__ == "__main__":

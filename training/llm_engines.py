@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.generation import (
     LogitsProcessor,
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -87,8 +85,7 @@ class TransformersEngine:
     but equally likely.
 
     Args:
-        llm: Name or folder of a causal language model with a chat template.
-        revision: Branch, tag or commit of a model on the Hub.
+        llm, revision: A causal language model with a chat template: a folder, or name and commit on the Hub.
         sampling: Sampling settings; those of the model's own generation config do not count.
         concurrency: Number of requests in a batch.
     """
@@ -120,22 +117,15 @@ class TransformersEngine:
             yield from self._answer_batch(longest_first[start : start + self.concurrency])
 
     def _answer_batch(self, requests: list[Request]) -> Iterator[Answer]:
-        inputs = self.tokenizer.apply_chat_template(
-            [request.messages for request in requests],
-            add_generation_prompt=True,
-            enable_thinking=False,
-            padding=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(self.model.device)
+        template = {"add_generation_prompt": True, "enable_thinking": False, "padding": True, "return_dict": True}
+        chats = [request.messages for request in requests]
+        inputs = self.tokenizer.apply_chat_template(chats, **template, return_tensors="pt").to(self.model.device)
         length = inputs["input_ids"].shape[1]
         seeds = torch.tensor([request.seed for request in requests], device=self.model.device)
         try:
             outputs = self.model.generate(**inputs, logits_processor=self._processors(seeds, length))
         except torch.OutOfMemoryError as error:
-            raise RuntimeError(
-                f"{len(requests)} requests at once are too many: lower --concurrency ({error})"
-            ) from error
+            raise RuntimeError(f"{len(requests)} requests at once need too much: lower --concurrency") from error
         for request, tokens in zip(requests, outputs[:, length:].tolist(), strict=True):
             end = next((i for i, token in enumerate(tokens) if token in self.eos_token_ids), None)
             yield Answer(request.name, self.tokenizer.decode(tokens[:end], skip_special_tokens=True), end is not None)
@@ -145,9 +135,9 @@ class TransformersEngine:
             return LogitsProcessorList()
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         top_k = min(self.sampling.top_k or vocabulary, vocabulary)
-        warpers = [TemperatureLogitsWarper(self.sampling.temperature), TopKLogitsWarper(top_k)]
-        warpers.append(TopPLogitsWarper(self.sampling.top_p))
-        return LogitsProcessorList([*warpers, SeededChoice(seeds, prompt_length, top_k)])
+        warpers = TemperatureLogitsWarper(self.sampling.temperature), TopKLogitsWarper(top_k)
+        choice = TopPLogitsWarper(self.sampling.top_p), SeededChoice(seeds, prompt_length, top_k)
+        return LogitsProcessorList([*warpers, *choice])
 
 
 class ServerEngine:
@@ -159,7 +149,6 @@ class ServerEngine:
 
     Args:
         base_url: Such as `http://localhost:8000/v1`.
-        llm: Name of the model on that server.
         sampling: Sampling settings; `top_k` 0 is not sent.
         concurrency: Number of requests under way at once.
         extra_body: Further fields of each request, such as the chat template's settings.
