@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .sharing import CODE_ENTRIES, SavedWithCode
+from .sharing import LoadedByPackage, SavedWithCode
 
 # What each method sets: the rows of the paper's Figure 2a, Table 4 and Table 6, and `sail-align`, whose mask generator
 # learns from captions aligned with frames, and looks.
@@ -90,7 +90,7 @@ class SailVisionConfig(PreTrainedConfig):
 
 
 @strict
-class SailConfig(SavedWithCode, PreTrainedConfig):
+class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     r"""Configuration of [`SailModel`] and [`SailForDenseVideoCaptioning`]. Defaults: the paper's for ActivityNet Captions.
 
     [`SailConfig.for_method`] makes the configuration of another method.
@@ -203,10 +203,3 @@ class SailConfig(SavedWithCode, PreTrainedConfig):
             f"A method is expanded once, into the fields that it stands for: SailConfig.for_method({method!r}, ...) makes a "
             f"configuration, and from_pretrained(name, **method_fields({method!r})) gives a model another method."
         )
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        if __package__ == "sail_hf":
-            # Otherwise `pipeline` would ask for leave to run the folder's copy of the code.
-            config_dict = {name: value for name, value in config_dict.items() if name not in CODE_ENTRIES}
-        return super().from_dict(config_dict, **kwargs)

@@ -4,12 +4,11 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
 TASK = "dense-video-captioning"
-# What `config.json` says of the code in its folder. The installed package does not read it: its own code is at hand.
-CODE_ENTRIES = ("auto_map", "custom_pipelines")
 
 
 class SavedWithCode:
@@ -21,6 +20,19 @@ class SavedWithCode:
         write_code(save_directory)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
+
+class LoadedByPackage:
+    """Makes a configuration or video processor of the installed package pass over what its file says of the folder's code.
+
+    `pipeline` would ask for leave to run that code, where this package's own is at hand.
+    """
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], **kwargs):
+        if __package__ == "sail_hf":
+            content = {name: value for name, value in content.items() if name not in ("auto_map", "custom_pipelines")}
+        return super().from_dict(content, **kwargs)
 
 
 def write_code(folder: str | os.PathLike) -> None:
@@ -38,15 +50,13 @@ def write_code(folder: str | os.PathLike) -> None:
     models = {"AutoModel": SailModel, "AutoModelForMultimodalLM": SailForDenseVideoCaptioning}
     processors = _auto_map({"AutoProcessor": SailProcessor, "AutoVideoProcessor": SailVideoProcessor})
     pipeline = {"impl": _reference(DenseVideoCaptioningPipeline), "pt": ["AutoModelForMultimodalLM"]}
-    code = dict(zip(CODE_ENTRIES, (_auto_map({"AutoConfig": SailConfig, **models}), {TASK: pipeline}), strict=True))
-    if (path := folder / "config.json").exists():
-        path.write_text(
-            json.dumps(json.loads(path.read_text(encoding="utf-8")) | code, indent=2) + "\n", encoding="utf-8"
-        )
-    if (path := folder / "processor_config.json").exists():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["auto_map"] = content["video_processor"]["auto_map"] = processors
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    code = {"auto_map": _auto_map({"AutoConfig": SailConfig, **models}), "custom_pipelines": {TASK: pipeline}}
+    for name, entries in (("config.json", code), ("processor_config.json", {"auto_map": processors})):
+        if (path := folder / name).exists():
+            content = json.loads(path.read_text(encoding="utf-8")) | entries
+            if "video_processor" in content:
+                content["video_processor"]["auto_map"] = processors
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _auto_map(classes: dict[str, type]) -> dict[str, str]:
