@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 import pytest
+from bounds import lowest_versions
 
 import sail_hf
 
@@ -107,3 +109,22 @@ def test_source_distribution_tests_itself(unpacked):
     done = subprocess.run(command, cwd=unpacked, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout and "the reference data folder" in done.stdout
+
+
+def test_lowest_versions_are_read_off_the_bounds():
+    pyproject = {
+        "project": {
+            "name": "sail-hf",
+            "dependencies": ["torch>=2.6,<3"],
+            "optional-dependencies": {"dev": ["sail-hf[llm]", "ruff>=0.12.1"]},
+        }
+    }
+    assert lowest_versions(pyproject) == ["torch==2.6.*", "ruff==0.12.1.*"]
+    pyproject["project"]["dependencies"] = ["torch>=2,<3"]
+    with pytest.raises(ValueError, match="expected a bound such as name>=2.6,<3, found 'torch>=2,<3'"):
+        lowest_versions(pyproject)
+
+
+def test_every_dependency_has_a_lowest_version():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert len(lowest_versions(pyproject)) > 20
