@@ -51,14 +51,7 @@ def test_import_costs_at_most_half_a_second_more_than_transformers():
 
 @pytest.mark.parametrize(
     "imports",
-    [
-        "import sail_hf",
-        "import transformers, sail_hf",
-        "import sail_hf, transformers.pipelines",
-        "import transformers.pipelines, sail_hf",
-        "from sail_hf.modeling_sail import SailModel",
-        "from sail_hf import SailTrainer",
-    ],
+    ["import sail_hf", "import transformers.pipelines, sail_hf", "from sail_hf.modeling_sail import SailModel"],
 )
 def test_registered_whatever_is_imported_first(imports):
     code = (
