@@ -3,6 +3,8 @@
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
@@ -12,6 +14,8 @@ FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER.parent / "training"))
 
 from augment_captions import PROMPT_DIGEST, SYSTEM_PROMPT, USER_PROMPT  # noqa: E402
+
+from sail_hf.loss_sail import LOSSES  # noqa: E402
 
 TASK = "dense-video-captioning"
 TAGS = [TASK, "weakly-supervised", "video", "video-captioning", "sail"]
@@ -36,7 +40,6 @@ CONTROLS = {
     "f1_equal_spans": "equal spans, as many as this model predicts",
     "f1_equal_spans_1.5": "the same, 1.5 times as wide",
 }
-LOSSES = ["full", "positive", "negative", "similarity", "augmentation", "diversity", "alignment"]
 
 COLUMNS = {
     "video_id": "name of the video",
@@ -82,16 +85,32 @@ def read_scores(path: str | Path) -> dict:
     return scores
 
 
+@dataclass(frozen=True)
+class Stated:
+    """What a person states of a model, since nothing measures it.
+
+    Args:
+        license, license_name: As the Hub spells it, and the name of one that is `"other"`.
+        evaluated_on, trained_on: Names of data, for people.
+        dataset: Name on the Hub of the data set that it was trained on.
+        base_model: Names on the Hub of what it started from; a CLIP of the Hub is added by itself.
+    """
+
+    license: str = "other"
+    license_name: str | None = None
+    evaluated_on: str | None = None
+    trained_on: str | None = None
+    dataset: str | None = None
+    base_model: Sequence[str] = ()
+
+
 def model_card(
     folder: Path,
     repo_id: str,
-    license: str,
     config,
     num_parameters: int,
     scores: dict | None = None,
-    evaluated_on: str | None = None,
-    trained_on: str | None = None,
-    dataset: str | None = None,
+    stated: Stated = Stated(),
 ) -> ModelCard:
     """The card of a model.
 
@@ -99,25 +118,23 @@ def model_card(
         folder: What training saved; its `trainer_state.json`, if there is one, tells steps and epochs.
         config: The model's [`SailConfig`].
         scores: Of [`read_scores`]; they fill the card's `model-index`.
-        evaluated_on, trained_on: Names of data, for people.
-        dataset: Name on the Hub of the data set that it was trained on.
 
     Raises:
         ValueError: there are scores, but not what they were measured on.
     """
-    if scores and not evaluated_on:
+    if scores and not stated.evaluated_on:
         raise ValueError("say what the scores were measured on: --evaluated_on 'ActivityNet Captions, validation'")
     measured = {SCORES[name]: f"{100 * scores[name]:.2f}" for name in SCORES if (scores or {}).get(name) is not None}
     state_file = folder / "trainer_state.json"
     state = json.loads(state_file.read_text(encoding="utf-8")) if state_file.exists() else {}
     return ModelCard.from_template(
-        model_card_data(repo_id, license, scores, evaluated_on, dataset),
+        model_card_data(repo_id, config, scores, stated),
         template_path=str(FOLDER / "model_card.md.jinja"),
         repo_id=repo_id,
         name=repo_id.split("/")[-1],
         config=config,
         num_parameters=num_parameters,
-        losses={name: weight for name in LOSSES if (weight := getattr(config, f"{name}_loss_weight"))},
+        losses={loss.name: weight for loss in LOSSES if (weight := getattr(config, loss.weight))},
         scores=scores,
         measured=measured,
         controls={
@@ -125,21 +142,21 @@ def model_card(
             for name, text in CONTROLS.items()
             if (scores or {}).get(name) is not None
         },
-        evaluated_on=evaluated_on,
-        trained_on=trained_on or dataset,
+        evaluated_on=stated.evaluated_on,
+        trained_on=stated.trained_on or stated.dataset,
         steps=state.get("global_step"),
         epochs=round(state.get("epoch") or 0, 2),
     )
 
 
-def model_card_data(
-    repo_id: str, license: str, scores: dict | None, evaluated_on: str | None, dataset: str | None
-) -> ModelCardData:
+def model_card_data(repo_id: str, config, scores: dict | None, stated: Stated) -> ModelCardData:
+    clip = config.vision_config.clip if config.vision_config else ""
+    of_hub = [clip.removeprefix("hf-hub:")] if clip.startswith("hf-hub:") else []
     results = [
         EvalResult(
             task_type=TASK,
-            dataset_type=dataset or "unknown",
-            dataset_name=evaluated_on,
+            dataset_type=stated.dataset or "unknown",
+            dataset_name=stated.evaluated_on,
             metric_type=name,
             metric_name=f"{SCORES[name]} ({scores['protocol']} protocol, missing videos: {scores['missing']})",
             metric_value=scores[name],
@@ -151,16 +168,24 @@ def model_card_data(
         model_name=repo_id.split("/")[-1] if results else None,
         eval_results=results or None,
         language="en",
-        license=license,
+        **license_data(stated.license, stated.license_name),
+        base_model=list(dict.fromkeys([*stated.base_model, *of_hub])) or None,
         library_name="transformers",
         pipeline_tag="video-text-to-text",
         tags=TAGS,
-        datasets=[dataset] if dataset else None,
+        datasets=[stated.dataset] if stated.dataset else None,
         metrics=[name for name in SCORES if scores and scores.get(name) is not None] or None,
     )
 
 
-def dataset_card(folder: Path, repo_id: str, license: str, source: str | None = None) -> DatasetCard:
+def license_data(license: str, name: str | None) -> dict[str, str]:
+    """Fields of a card; the Hub wants a name where the licence is none that it knows."""
+    return {"license": license, **({"license_name": name or "unnamed"} if license == "other" else {})}
+
+
+def dataset_card(
+    folder: Path, repo_id: str, license: str = "other", license_name: str | None = None, source: str | None = None
+) -> DatasetCard:
     """The card of a folder of Parquet files; each sub-folder that holds some is a config, the top one `default`.
 
     Args:
@@ -173,7 +198,13 @@ def dataset_card(folder: Path, repo_id: str, license: str, source: str | None = 
     edits = Counter(rule for rows in tables.values() for row in rows for rule in row_rules(row))
     digests = {entry["prompt_digest"] for entry in provenance}
     return DatasetCard.from_template(
-        dataset_card_data(folder, splits, license, sum(row["videos"] for row in statistics), bool(provenance)),
+        dataset_card_data(
+            folder,
+            splits,
+            license_data(license, license_name),
+            sum(row["videos"] for row in statistics),
+            bool(provenance),
+        ),
         template_path=str(FOLDER / "dataset_card.md.jinja"),
         repo_id=repo_id,
         name=repo_id.split("/")[-1],
@@ -181,7 +212,7 @@ def dataset_card(folder: Path, repo_id: str, license: str, source: str | None = 
         statistics=statistics,
         columns=describe_columns([files[0] for files in splits.values()]),
         source=source,
-        license=license,
+        license=license_name or license,
         provenance=provenance,
         edits=dict(edits.most_common()),
         edit_meanings=EDITS,
@@ -191,7 +222,7 @@ def dataset_card(folder: Path, repo_id: str, license: str, source: str | None = 
 
 
 def dataset_card_data(
-    folder: Path, splits: dict[tuple[str, str], list[Path]], license: str, num_rows: int, augmented: bool
+    folder: Path, splits: dict[tuple[str, str], list[Path]], license: dict, num_rows: int, augmented: bool
 ) -> DatasetCardData:
     configs: dict[str, list[dict]] = {}
     for (config, split), files in splits.items():
@@ -200,7 +231,7 @@ def dataset_card_data(
     sizes = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M"]
     return DatasetCardData(
         language="en",
-        license=license,
+        **license,
         annotations_creators=["found", "machine-generated"] if augmented else ["found"],
         task_categories=["video-text-to-text"],
         tags=TAGS,
@@ -241,7 +272,12 @@ def describe_columns(files: list[Path]) -> list[tuple[str, str, str]]:
     for name, type_name in types.items():
         type_name = type_name.replace("element: ", "").replace("item: ", "").replace("extension<", "<")
         types[name] = "array of float16" if name.endswith("_features") else type_name
-    return [(name, type_name, COLUMNS.get(name, "")) for name, type_name in types.items()]
+    return [(cell(name), cell(type_name), COLUMNS.get(name, "")) for name, type_name in types.items()]
+
+
+def cell(value) -> str:
+    """A data set's own text in a table of Markdown: no HTML, no links, no further cells."""
+    return " ".join(str(value).split()).translate({ord(sign): f"&#{ord(sign)};" for sign in "&<>|[]`"})
 
 
 def split_statistics(config: str, split: str, rows: list[dict]) -> dict:
@@ -249,8 +285,8 @@ def split_statistics(config: str, split: str, rows: list[dict]) -> dict:
     transitions = [text for row in rows for text in row.get("transitions") or []]
     hours = sum(row["duration"] or 0 for row in rows) / 3600
     return {
-        "config": config,
-        "split": split,
+        "config": cell(config),
+        "split": cell(split),
         "videos": len(rows),
         "captions": len(captions),
         "captions_per_video": f"{len(captions) / len(rows):.1f}",
@@ -279,11 +315,13 @@ def split_provenance(config: str, split: str, rows: list[dict]) -> list[dict]:
         cleaned = sum(bool(edits) for row in found for edits in row.get("transition_edits") or [])
         retried = sum(attempts > 1 for row in found for attempts in row.get("transition_attempts") or [])
         entry = {"config": config, "split": split, "llm": llm, "llm_revision": revision, "seed": seed}
-        entry |= {"prompt_digest": prompt, "transitions": count}
+        entry |= {"prompt_digest": prompt}
+        entry = {name: value if value is None else cell(value) for name, value in entry.items()}
+        entry |= {"transitions": count}
         entry |= {"cleaned": f"{cleaned} ({cleaned / count:.1%})", "retried": f"{retried} ({retried / count:.1%})"}
         entries.append(entry)
     return entries
 
 
 def row_rules(row: dict) -> list[str]:
-    return [rule for edits in row.get("transition_edits") or [] for rule in edits.split()]
+    return [cell(rule) for edits in row.get("transition_edits") or [] for rule in edits.split()]

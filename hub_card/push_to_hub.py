@@ -18,73 +18,42 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import fields
+from pathlib import Path, PureWindowsPath
 
-from cards import TASK, dataset_card, find_splits, model_card, read_scores
+from cards import TASK, Stated, dataset_card, find_splits, model_card, read_scores
 from datasets import load_dataset
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 
-@contextmanager
-def saved_with_code() -> Iterator[None]:
-    """While this lasts, `save_pretrained` copies the code and says in the configs where each class is."""
-    from sail_hf import SailConfig, SailForDenseVideoCaptioning, SailProcessor, SailVideoProcessor
-
-    classes = {
-        SailConfig: "AutoConfig",
-        SailForDenseVideoCaptioning: "AutoModelForMultimodalLM",
-        SailProcessor: "AutoProcessor",
-        SailVideoProcessor: "AutoVideoProcessor",
-    }
-    before = {cls: cls._auto_class for cls in classes}
-    try:
-        for cls, auto_class in classes.items():
-            cls.register_for_auto_class(auto_class)
-        yield
-    finally:
-        for cls, auto_class in before.items():
-            cls._auto_class = auto_class
-
-
 def stage_model(arguments: argparse.Namespace, staged: Path) -> None:
     """Writes a saved model into a folder, ready for the Hub."""
-    from transformers import pipeline
-
     from sail_hf import SailForDenseVideoCaptioning, SailProcessor
 
     folder = Path(arguments.folder)
     scores = read_scores(arguments.scores) if arguments.scores else None
     model = SailForDenseVideoCaptioning.from_pretrained(folder)
-    processor = SailProcessor.from_pretrained(folder)
-    if (vision_config := model.config.vision_config) is not None:
-        clip = Path(vision_config.clip.removeprefix("local-dir:"))
-        if clip.is_dir():
-            # The name of a local CLIP's folder, not where it lies: this is published.
-            vision_config.clip = clip.name
-    card = model_card(
-        folder,
-        arguments.repo_id,
-        arguments.license,
-        model.config,
-        model.num_parameters(),
-        scores,
-        arguments.evaluated_on,
-        arguments.trained_on,
-        arguments.dataset,
-    )
-    with saved_with_code():
-        # The same weights without the decoder, for those who want masks alone.
-        model.config.auto_map = {"AutoModel": "modeling_sail.SailModel"}
-        # Saves the model, and the pipeline's name and code with it.
-        pipeline(TASK, model=model, processor=processor).save_pretrained(staged)
-        processor.save_pretrained(staged)
+    leave_out_paths(model.config)
+    model.save_pretrained(staged)
+    SailProcessor.from_pretrained(folder).save_pretrained(staged)
+    stated = Stated(**{field.name: getattr(arguments, field.name) for field in fields(Stated)})
+    card = model_card(folder, arguments.repo_id, model.config, model.num_parameters(), scores, stated)
     card.save(staged / "README.md")
     if arguments.scores:
         shutil.copyfile(arguments.scores, staged / "scores.json")
+
+
+def leave_out_paths(config) -> None:
+    """Keep the names of folders that a decoder and a CLIP were loaded from, not where those lie: this is published."""
+    config.text_config._name_or_path = folder_name(config.text_config._name_or_path)
+    if config.vision_config is not None and not config.vision_config.clip.startswith("hf-hub:"):
+        config.vision_config.clip = folder_name(config.vision_config.clip.removeprefix("local-dir:"))
+
+
+def folder_name(path: str) -> str:
+    return PureWindowsPath(path).name  # which takes both kinds of slashes
 
 
 def check_model(arguments: argparse.Namespace, source: str, revision: str | None, cache: str) -> None:
@@ -128,7 +97,8 @@ def stage_dataset(arguments: argparse.Namespace, staged: Path) -> None:
             target = staged / file.relative_to(folder)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
-    dataset_card(staged, arguments.repo_id, arguments.license, arguments.source).save(staged / "README.md")
+    card = dataset_card(staged, arguments.repo_id, arguments.license, arguments.license_name, arguments.source)
+    card.save(staged / "README.md")
 
 
 def check_dataset(arguments: argparse.Namespace, source: str, revision: str | None, cache: str) -> None:
@@ -174,15 +144,32 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         command.add_argument("repo_id", metavar="ORG/NAME", help="repository on the Hub, made if it is not there")
         command.add_argument("--dry_run", "--dry-run", metavar="FOLDER", help="write what would be pushed there")
         command.add_argument("--license", default="other", help="as the Hub spells it (default: other)")
+        command.add_argument("--license_name", help="name of a licence that is 'other', for people")
         command.add_argument("--private", action="store_true", help="if the repository is made")
         if name == "model":
             command.add_argument("--scores", help="scores.json of training/evaluate.py, for the card")
             command.add_argument("--evaluated_on", help="what the scores were measured on, for people")
             command.add_argument("--trained_on", help="what the model was trained on, for people")
             command.add_argument("--dataset", metavar="ORG/NAME", help="data set on the Hub that it was trained on")
+            command.add_argument(
+                "--base_model",
+                metavar="NAME",
+                nargs="+",
+                default=[],
+                help="decoder, CLIP, ... on the Hub it started from",
+            )
         else:
             command.add_argument("--source", help="where the captions come from, and on what terms")
     return parser.parse_args(argv)
+
+
+def refuse_paths(arguments: argparse.Namespace) -> None:
+    """Raises ValueError where the card would show a path of this machine."""
+    for option in ("evaluated_on", "trained_on", "dataset", "base_model", "source", "license_name"):
+        found = getattr(arguments, option, None) or []
+        for text in [found] if isinstance(found, str) else found:
+            if PureWindowsPath(text).anchor or text.startswith((".", "~")) or Path(text).exists():
+                raise ValueError(f"--{option} {text} is a path of this machine: expected a name on the Hub, or words")
 
 
 def main(argv: list[str]) -> None:
@@ -190,6 +177,7 @@ def main(argv: list[str]) -> None:
     validate_repo_id(arguments.repo_id)
     if "/" not in arguments.repo_id:
         raise ValueError(f"expected ORG/NAME, found {arguments.repo_id!r}")
+    refuse_paths(arguments)
     if not Path(arguments.folder).is_dir():
         raise FileNotFoundError(f"there is no folder {arguments.folder}")
     if arguments.dry_run and Path(arguments.dry_run).exists():

@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .sharing import LoadedByPackage, SavedWithCode
+
 # What each method sets: the rows of the paper's Figure 2a, Table 4 and Table 6, and `sail-align`, whose mask generator
 # learns from captions aligned with frames, and looks.
 METHODS = {
@@ -88,7 +90,7 @@ class SailVisionConfig(PreTrainedConfig):
 
 
 @strict
-class SailConfig(PreTrainedConfig):
+class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     r"""Configuration of [`SailModel`] and [`SailForDenseVideoCaptioning`]. Defaults: the paper's for ActivityNet Captions.
 
     [`SailConfig.for_method`] makes the configuration of another method.

@@ -83,6 +83,11 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             return self._align_generated(videos, frames_per_second, **kwargs)
         return super().__call__(videos, **kwargs)
 
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save model and processor, with the code that loads both and this pipeline; see [`SavedWithCode`]."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
     def _align_given(self, videos: Any, captions: Iterable, batch_size=None, num_workers=None, **kwargs):
         # Frames of one video fill batches by themselves, so `batch_size` says nothing here.
         kwargs = {"fps": self._preprocess_params.get("fps"), **kwargs}

@@ -10,6 +10,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .generation_sail import SailGenerateOutput
 from .loss_sail import IGNORE_INDEX
+from .sharing import SavedWithCode
 
 
 def format_sentence(sentence: str, form: str = "sail") -> str:
@@ -27,7 +28,7 @@ def format_sentence(sentence: str, form: str = "sail") -> str:
     return sentence if sentence[-1] in ("." if form == "ilcacm" else ".!?") else sentence + "."
 
 
-class SailProcessor(ProcessorMixin):
+class SailProcessor(SavedWithCode, ProcessorMixin):
     """Joins a [`SailVideoProcessor`] and the decoder's tokenizer.
 
     Args:

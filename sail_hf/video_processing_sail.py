@@ -24,6 +24,8 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from .sharing import LoadedByPackage
+
 # A frame that cannot be decoded may be replaced by one at most this far from it, in seconds.
 MAX_GAP = 1.0
 # Times are compared to the microsecond, so that 3 * 0.1 s shows the frame of 0.3 s.
@@ -155,7 +157,7 @@ def resample_features(features: torch.Tensor | np.ndarray, num_frames: int) -> t
     return stretched[0].T.to(features.dtype)
 
 
-class SailVideoProcessor(BaseVideoProcessor):
+class SailVideoProcessor(LoadedByPackage, BaseVideoProcessor):
     """Samples frames uniformly over a video's presentation time and preprocesses them as CLIP does.
 
     Resize of the short side (bicubic, antialiased), centre crop, division by 255, normalisation. Defaults: OpenAI's

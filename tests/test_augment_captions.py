@@ -10,7 +10,6 @@ from augment_captions import (
     PROMPT_DIGEST,
     SYSTEM_PROMPT,
     USER_PROMPT,
-    AnswerLog,
     GenerateArguments,
     MergeArguments,
     Pair,
@@ -20,6 +19,7 @@ from augment_captions import (
     generate,
     main,
     merge,
+    open_log,
     read_log,
     take_shard,
 )
@@ -184,7 +184,7 @@ def record(i: int, text: str | None = "He – é.") -> dict:
 def test_log_survives_a_tear_at_every_byte(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda file: None)  # only slow here
     path = tmp_path / "log.jsonl"
-    with AnswerLog(path, SETTINGS) as log:
+    with open_log(path, SETTINGS) as log:
         for i in range(3):
             log.append(record(i))
     whole = path.read_bytes()
@@ -192,7 +192,7 @@ def test_log_survives_a_tear_at_every_byte(tmp_path, monkeypatch):
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         lines = sum(end <= length for end in ends)
-        with AnswerLog(path, SETTINGS) as log:
+        with open_log(path, SETTINGS) as log:
             assert log.records == [record(i) for i in range(lines - 1)]
             for i in range(len(log.records), 3):
                 log.append(record(i))
@@ -201,25 +201,25 @@ def test_log_survives_a_tear_at_every_byte(tmp_path, monkeypatch):
 
 def test_log_of_other_settings_or_damaged_is_refused_and_kept(tmp_path):
     path = tmp_path / "log.jsonl"
-    with AnswerLog(path, SETTINGS) as log:
+    with open_log(path, SETTINGS) as log:
         log.append(record(0))
     before = path.read_bytes()
     with (
         pytest.raises(ValueError, match="was made with .*'seed': 0.*use another --output"),
-        AnswerLog(path, {"seed": 1}),
+        open_log(path, {"seed": 1}),
     ):
         pass
     assert path.read_bytes() == before
     path.write_bytes(before + b"nonsense\n")
-    with pytest.raises(ValueError, match="is damaged"), AnswerLog(path, SETTINGS):
+    with pytest.raises(ValueError, match="is damaged"), open_log(path, SETTINGS):
         pass
 
 
 def test_two_writers_are_refused(tmp_path):
-    with AnswerLog(tmp_path / "log.jsonl", SETTINGS):
+    with open_log(tmp_path / "log.jsonl", SETTINGS):
         with (
             pytest.raises(RuntimeError, match="another process is writing"),
-            AnswerLog(tmp_path / "log.jsonl", SETTINGS),
+            open_log(tmp_path / "log.jsonl", SETTINGS),
         ):
             pass
 
@@ -373,7 +373,7 @@ def test_merge_refuses_gaps_and_duplicates(built, tmp_path):
         with pytest.raises(ValueError, match=message):
             merge(MergeArguments(dataset=dataset, logs=logs))
     assert (Path(dataset) / "train-00000-of-00001.parquet").read_bytes() == before
-    with pytest.raises(ValueError, match="expected one file .*test-"):
+    with pytest.raises(FileNotFoundError, match="there is no .*test-"):
         merge(MergeArguments(dataset=dataset, logs=[str(log)], split="test"))
 
 

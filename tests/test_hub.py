@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PUSH = ROOT / "hub_card" / "push_to_hub.py"
 sys.path.append(str(PUSH.parent))
 
-from cards import read_scores  # noqa: E402
+from cards import dataset_card, read_scores  # noqa: E402
 from push_to_hub import main, parse_arguments, same_events, stage_model  # noqa: E402
 
 
@@ -281,6 +282,52 @@ def test_model_card(tmp_path, model_folder, scores):
     assert "| this model | 43.21 |\n| one span over the whole video | 30.00 |" in card.text
 
 
+def test_card_and_files_show_no_path_of_this_machine(tmp_path, monkeypatch):
+    """Wherever the script runs, and also where folders were named relative to another place."""
+    processor = make_processor()
+    for clip, shown in [(str(tmp_path / "my-clip"), "my-clip"), ("models/my-clip", "my-clip"), (r"C:\ai\b", "b")]:
+        vision_config = make_clip(tmp_path / "my-clip").vision_config
+        vision_config.clip = clip
+        model = make_model(processor, vision_config=vision_config)
+        model.config.text_config._name_or_path = str(tmp_path / "my-decoder")
+        model.save_pretrained(tmp_path / "run"), processor.save_pretrained(tmp_path / "run")
+        monkeypatch.chdir("/")
+        staged = tmp_path / f"staged-{shown}-{len(clip)}"
+        stage_model(parse_arguments(["model", str(tmp_path / "run"), "org/tiny"]), staged)
+        assert f"CLIP `{shown}`, frozen" in (staged / "README.md").read_text()
+        for path in staged.iterdir():
+            content = path.read_bytes()
+            assert str(tmp_path).encode() not in content and b"models/my-clip" not in content, path
+
+
+def test_model_card_names_licence_and_base_models(tmp_path, model_folder):
+    words = ["model", str(model_folder), "org/tiny", "--license_name", "research-only"]
+    stage_model(parse_arguments([*words, "--base_model", "org/decoder", "org/clip"]), tmp_path / "staged")
+    data = ModelCard.load(tmp_path / "staged" / "README.md").data.to_dict()
+    assert (data["license"], data["license_name"]) == ("other", "research-only")
+    assert data["base_model"] == ["org/decoder", "org/clip"]
+
+
+def test_losses_of_the_card_are_those_of_the_table(tmp_path, model_folder, monkeypatch):
+    monkeypatch.setattr("cards.LOSSES", [SimpleNamespace(name="new", weight="num_frames")])
+    stage_model(parse_arguments(["model", str(model_folder), "org/tiny"]), tmp_path / "staged")
+    assert "| loss | weight |\n|---|---|\n| new | 8 |\n" in (tmp_path / "staged" / "README.md").read_text()
+
+
+def test_a_data_sets_own_text_is_no_html(tmp_path):
+    evil = "<script>alert(1)</script> | [x](javascript:1) `"
+    write_dataset(tmp_path / "set", {"train": [["A.", "B."]]})
+    file = tmp_path / "set" / "train-00000-of-00001.parquet"
+    rows = [
+        {**row, "llm": evil, "llm_revision": evil, "prompt_digest": evil} for row in Dataset.from_parquet(str(file))
+    ]
+    rows[0]["transition_edits"] = ["<b>x</b>"]
+    Dataset.from_list(rows, features=FEATURES).to_parquet(file)
+    text = dataset_card(tmp_path / "set", "org/set").text
+    assert "<script>" not in text and "[x](" not in text and "<b>" not in text
+    assert "&#60;script&#62;alert(1)&#60;/script&#62; &#124; &#91;x&#93;(javascript:1) &#96; |" in text
+
+
 def test_model_card_without_scores(tmp_path, model_folder):
     stage_model(parse_arguments(["model", str(model_folder), "org/tiny"]), tmp_path / "staged")
     card = ModelCard.load(tmp_path / "staged" / "README.md")
@@ -296,6 +343,8 @@ def test_model_card_without_scores(tmp_path, model_folder):
         (["dataset", ".", "x"], "expected ORG/NAME"),
         (["dataset", ".", "a b/x"], "Repo id must"),
         (["dataset", ".", "org/x", "--dry_run", "."], "choose another --dry_run folder"),
+        (["dataset", ".", "org/x", "--source", "/data/set"], "--source /data/set is a path of this machine"),
+        (["model", ".", "org/x", "--base_model", "org/x", "../decoder"], "--base_model ../decoder is a path"),
     ],
 )
 def test_wrong_arguments(tmp_path, monkeypatch, words, message):

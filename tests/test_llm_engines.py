@@ -83,7 +83,7 @@ def test_greedy_answers_are_those_of_generate(llm):
         prompt = engine.tokenizer.apply_chat_template(
             request.messages, add_generation_prompt=True, enable_thinking=False, return_tensors="pt", return_dict=True
         )
-        output = engine.model.generate(**prompt, generation_config=engine.generation_config)
+        output = engine.model.generate(**prompt)
         answer = output[0, prompt["input_ids"].shape[1] :]
         assert found[request.name] == engine.tokenizer.decode(answer, skip_special_tokens=True)
 
@@ -115,14 +115,10 @@ def test_in_process_from_captions_to_data_set(llm, tmp_path):
     captions.write_text("video,caption\n" + "".join(f"v{i // 4},{text}\n" for i, text in enumerate(CAPTIONS)))
     build(BuildArguments(output=str(tmp_path / "set"), train=[str(captions)]))
     log = str(tmp_path / "log.jsonl")
-    generate(
-        GenerateArguments(
-            annotations=[f"{tmp_path}/set#train"], output=log, llm=llm, max_new_tokens=12, max_attempts=1
-        )
-    )
+    generate(GenerateArguments(annotations=[f"{tmp_path}/set#train"], output=log, llm=llm, max_new_tokens=12))
     settings, records, _ = read_log(log)
     assert settings["llm"] == "tiny-qwen3", "a folder's name, not its path"
-    assert len(records) == 5 and all(record["text"] for record in records), "none of these seeds gives an empty one"
+    assert len(records) == 5 and all(record["text"] for record in records)
     merge(MergeArguments(dataset=str(tmp_path / "set"), logs=[log]))
 
 

@@ -14,45 +14,28 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 from annotations import read_annotations
 from build_dataset import FEATURES, write_split
 from datasets import Dataset
 from filelock import FileLock, Timeout
 from huggingface_hub import hf_hub_download
-from llm_engines import Answer, Request, Sampling, ServerEngine, TransformersEngine
+from llm_engines import Request, Sampling, ServerEngine, TransformersEngine
+from pyarrow import parquet
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
 # Algorithm 1, word for word. Its emphasis is kept as Markdown, which is how the numbered rules are set.
-SYSTEM_PROMPT = """\
-You are a “Video Context Inference Expert,” an AI specialized in analyzing sequences of video event captions. \
-Your primary goal is to generate one new, plausible caption for the event that likely occurred *between* the two \
-provided captions, creating a smooth and logical narrative flow.
-
-1. **Context is Key**: Deeply analyze the preceding and succeeding captions. The generated caption must serve as \
-a logical bridge, connecting the two events seamlessly.
-2. **Infer the Unseen Action**: Do not simply rephrase or combine the given captions. Your task is to infer the \
-most probable *transitional action* or *change of state*. Focus on the single most important action that \
-connects the two moments.
-3. **Maintain Consistency**: The style, tone, and level of detail of your generated captions should match the \
-input captions. They should be concise, descriptive, and written from the perspective of an objective observer.
-4. **Plausibility over Creativity**: The generated event must be highly plausible. Avoid introducing new \
-elements that cannot be reasonably inferred.
-5. **Output**: Provide **ONLY** the single generated caption text, without any labels or explanations."""
-
-USER_PROMPT = """\
-Analyze the following two consecutive video captions and generate a single, concise caption that describes the most \
-plausible event happening between them.
-
-Caption 1: {caption1}
-
-Caption 2: {caption2}
-
-Based on the rules, what is the single event that connects these two captions?"""
+SYSTEM_PROMPT, USER_PROMPT = (
+    (Path(__file__).parent / "prompts" / f"transition_{role}.md").read_text(encoding="utf-8").rstrip("\n")
+    for role in ("system", "user")
+)
 
 
 def digest(value) -> str:
@@ -61,10 +44,7 @@ def digest(value) -> str:
 
 
 PROMPT_DIGEST = digest([SYSTEM_PROMPT, USER_PROMPT])
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Questions
+KEY = ("video_id", "pair", "prompt")  # fields of a logged answer that say what it belongs to
 
 
 @dataclass(frozen=True)
@@ -80,10 +60,8 @@ class Pair:
     def messages(self) -> list[dict[str, str]]:
         """The chat messages of Algorithm 1; runs of white space in the captions become a space."""
         captions = {"caption1": " ".join(self.caption1.split()), "caption2": " ".join(self.caption2.split())}
-        return [
-            {"role": "system", "content": SYSTEM_PROMPT},
-            {"role": "user", "content": USER_PROMPT.format(**captions)},
-        ]
+        question = USER_PROMPT.format(**captions)
+        return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": question}]
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -97,9 +75,7 @@ class Pair:
 
 def caption_pairs(rows: list[dict]) -> list[Pair]:
     """All adjacent pairs of captions, N-1 of a video with N."""
-    return [
-        Pair(row["video_id"], i, *row["captions"][i : i + 2]) for row in rows for i in range(len(row["captions"]) - 1)
-    ]
+    return [Pair(row["video_id"], i, *pair) for row in rows for i, pair in enumerate(pairwise(row["captions"]))]
 
 
 def take_shard(pairs: list[Pair], shard: str) -> list[Pair]:
@@ -109,9 +85,6 @@ def take_shard(pairs: list[Pair], shard: str) -> list[Pair]:
         raise ValueError(f"expected --shard 1/n to n/n, found {shard!r}")
     return pairs[int(match[1]) - 1 :: int(match[2])]
 
-
-# --------------------------------------------------------------------------------------------------------------------
-# Answers
 
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|$)|^.*</think>", re.DOTALL)
 _MARKUP = re.compile(r"^(?:[#>•-]+|\d+[.)])\s+|[*`]|__")
@@ -171,65 +144,52 @@ def _has_words(text: str) -> bool:
     return any(character.isalnum() for character in text)
 
 
+@dataclass
 class AnswerLog:
-    """Answers in a file of JSON lines: a first line with the settings, then one line for each pair.
+    """A file of JSON lines: a first line with the settings, then one line for each pair; made by [`open_log`]."""
+
+    file: BinaryIO
+    records: list[dict]
+
+    def append(self, record: dict) -> None:
+        """Adds an answer; when this returns, it is on the disk."""
+        self.write(record)
+        self.records.append(record)
+
+    def write(self, line: dict) -> None:
+        self.file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+@contextmanager
+def open_log(path: str | Path, settings: dict) -> Iterator[AnswerLog]:
+    """Opens a log of answers to go on with, or makes one.
 
     Whole lines are appended and synced to the disk, so whatever ends the program can at most leave the last line torn;
     opening the log again drops that.
 
     Args:
-        path: The file, made where it does not exist.
-        settings: What the answers depend on besides the pair. A log of other settings is refused.
+        settings: What the answers depend on besides the pair.
 
     Raises:
         ValueError: the log was made with other settings, or is damaged.
         RuntimeError: another process is writing it.
     """
-
-    def __init__(self, path: str | Path, settings: dict) -> None:
-        self.path = Path(path)
-        self.settings = settings
-        self.records: list[dict] = []
-
-    def __enter__(self) -> "AnswerLog":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(f"{self.path}.lock", timeout=0)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise RuntimeError(f"another process is writing {self.path}") from None
-        try:
-            self._open()
-        except BaseException:
-            self._lock.release()
-            raise
-        return self
-
-    def __exit__(self, *exception) -> None:
-        os.close(self._file)
-        self._lock.release()
-
-    def _open(self) -> None:
-        whole_lines = 0
-        if self.path.exists():
-            found, self.records, whole_lines = read_log(self.path)
-            if found is not None and found != self.settings:
-                raise ValueError(f"{self.path} was made with {found}, not {self.settings}: use another --output")
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        os.ftruncate(self._file, whole_lines)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(f"{path}.lock", timeout=0).acquire()
+    except Timeout:
+        raise RuntimeError(f"another process is writing {path}") from None
+    with lock, open(path, "ab") as file:
+        found, records, whole_lines = read_log(path)
+        if found not in (None, settings):
+            raise ValueError(f"{path} was made with {found}, not {settings}: use another --output")
+        file.truncate(whole_lines)
+        log = AnswerLog(file, records)
         if not whole_lines:
-            self._write({"settings": self.settings})
-
-    def append(self, record: dict) -> None:
-        """Adds an answer; when this returns, it is on the disk."""
-        self._write(record)
-        self.records.append(record)
-
-    def _write(self, line: dict) -> None:
-        data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
-        while data:
-            data = data[os.write(self._file, data) :]
-        os.fsync(self._file)
+            log.write({"settings": settings})
+        yield log
 
 
 def read_log(path: str | Path) -> tuple[dict | None, list[dict], int]:
@@ -248,11 +208,7 @@ def read_log(path: str | Path) -> tuple[dict | None, list[dict], int]:
 
 
 def record_key(record: dict) -> tuple[str, int, str]:
-    return record["video_id"], record["pair"], record["prompt"]
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Generate
+    return tuple(record[name] for name in KEY)
 
 
 @dataclass
@@ -264,10 +220,7 @@ class GenerateArguments:
     llm: str = field(default="Qwen/Qwen3-8B", metadata={"help": "Name or folder, or the server's name, of the LLM."})
     llm_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the LLM."})
     base_url: str | None = field(
-        default=None,
-        metadata={
-            "help": "Server with OpenAI's interface (http://host:8000/v1); its key is read from OPENAI_API_KEY."
-        },
+        default=None, metadata={"help": "Server with OpenAI's interface (http://host:8000/v1); key: OPENAI_API_KEY."}
     )
     temperature: float = field(default=0.7, metadata={"help": "0: always the likeliest token."})
     top_p: float = 0.8
@@ -315,16 +268,14 @@ def generate(arguments: GenerateArguments) -> None:
         "seed": arguments.seed,
         **asdict(sampling),
     }
-    with AnswerLog(arguments.output, settings) as log:
-        answered, attempts = answered_keys(log.records)
-        waiting = [(pair, attempts.get(pair.key, 0)) for pair in mine if pair.key not in answered]
+    with open_log(arguments.output, settings) as log:
+        attempts = {record_key(record): record["attempts"] for record in log.records}
+        waiting = [(pair, attempts.get(pair.key, 0)) for pair in without_answer(mine, log)]
         waiting = [(pair, attempt) for pair, attempt in waiting if attempt < arguments.max_attempts]
         with tqdm(total=len(mine), initial=len(mine) - len(waiting), unit="pair", desc="transitions") as progress:
             if waiting:
-                engine = make_engine(arguments, revision, sampling)
-                answer_pairs(engine, waiting, log, arguments.seed, arguments.max_attempts, progress)
-        answered, _ = answered_keys(log.records)
-    unanswered = [pair for pair in mine if pair.key not in answered]
+                answer_pairs(make_engine(arguments, revision, sampling), waiting, log, arguments, progress)
+        unanswered = without_answer(mine, log)
     if unanswered:
         raise UnansweredError(
             f"{len(unanswered)} pairs got no usable answer in {arguments.max_attempts} attempts: "
@@ -342,58 +293,42 @@ def find_revision(llm: str, revision: str | None) -> str | None:
 
 
 def make_engine(arguments: GenerateArguments, revision: str | None, sampling: Sampling):
+    llm, concurrency = arguments.llm, arguments.concurrency
     if arguments.base_url:
-        return ServerEngine(
-            arguments.base_url, arguments.llm, sampling, arguments.concurrency, json.loads(arguments.extra_body)
-        )
-    return TransformersEngine(arguments.llm, revision, sampling, arguments.concurrency)
+        return ServerEngine(arguments.base_url, llm, sampling, concurrency, json.loads(arguments.extra_body))
+    return TransformersEngine(llm, revision, sampling, concurrency)
 
 
-def answered_keys(records: list[dict]) -> tuple[set, dict]:
-    """Keys of the pairs that have an answer, and, for those that got no usable one, how many were asked for."""
-    answered = {record_key(record) for record in records if record["text"] is not None}
-    attempts = {record_key(record): record["attempts"] for record in records}
-    return answered, attempts
+def without_answer(pairs: list[Pair], log: AnswerLog) -> list[Pair]:
+    """Pairs for which the log has no usable answer."""
+    answered = {record_key(record) for record in log.records if record["text"] is not None}
+    return [pair for pair in pairs if pair.key not in answered]
 
 
-def answer_pairs(
-    engine, waiting: list[tuple[Pair, int]], log: AnswerLog, seed: int, max_attempts: int, progress: tqdm
-) -> None:
+def answer_pairs(engine, waiting: list[tuple[Pair, int]], log: AnswerLog, arguments: GenerateArguments, progress):
     """Asks until each pair has a usable answer, or `max_attempts` were not usable; logs what came out.
 
-    An answer that was cut off within its first sentence counts as usable in the last attempt only.
-
-    Args:
-        engine: Has `answers(requests)`.
-        waiting: Pairs, each with the number of answers asked for before.
+    `waiting` has with each pair the number of answers asked for before. An answer that was cut off within its first
+    sentence counts as usable in the last attempt only.
     """
     while waiting:
         asked = {str(i): item for i, item in enumerate(waiting)}
-        requests = [Request(name, pair.messages, pair.seed(seed, i)) for name, (pair, i) in asked.items()]
+        requests = [Request(name, pair.messages, pair.seed(arguments.seed, i)) for name, (pair, i) in asked.items()]
         waiting = []
         for answer in engine.answers(requests):
             pair, attempt = asked[answer.name]
             text, edits = clean_answer(answer.text, answer.complete)
-            if attempt + 1 < max_attempts and (not text or "broken" in edits):
+            if attempt + 1 < arguments.max_attempts and (not text or "broken" in edits):
                 waiting.append((pair, attempt + 1))
                 continue
-            log.append(make_record(pair, attempt + 1, answer, text, edits))
+            record = dict(zip(KEY, pair.key, strict=True)) | {"text": text or None, "edits": edits}
+            log.append(record | {"attempts": attempt + 1, "answer": answer.text})
             progress.update()
-
-
-def make_record(pair: Pair, attempts: int, answer: Answer, text: str, edits: list[str]) -> dict:
-    video_id, index, prompt = pair.key
-    record = {"video_id": video_id, "pair": index, "prompt": prompt, "text": text or None}
-    return {**record, "edits": edits, "attempts": attempts, "answer": answer.text}
 
 
 def name_some(pairs: Iterable[Pair]) -> str:
     names = [f"{pair.video_id} pair {pair.index}" for pair in pairs]
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Merge
 
 
 @dataclass
@@ -407,12 +342,11 @@ def merge(arguments: MergeArguments) -> None:
     """Puts the answers of all shards into a split of a data set, with where they come from.
 
     Raises:
-        ValueError: a pair has no answer, or several; the logs have different settings; the data set has features
-            already.
+        ValueError: a pair has no answer, or several; the logs' settings differ; the data set has features already.
     """
-    from pyarrow import parquet
-
-    path = split_path(Path(arguments.dataset), arguments.split)
+    path = Path(arguments.dataset, f"{arguments.split}-00000-of-00001.parquet")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: expected a data set that build_dataset.py made")
     if further := set(parquet.read_schema(path).names) - set(FEATURES):
         raise ValueError(f"{path} has {', '.join(sorted(further))} already: merge first, then extract features")
     rows = parquet.read_table(path).to_pylist()
@@ -421,15 +355,14 @@ def merge(arguments: MergeArguments) -> None:
     missing = [pair for pair in pairs if pair.key not in records]
     if missing:
         raise ValueError(f"{len(missing)} of {len(pairs)} pairs have no answer in the logs: {name_some(missing)}")
-    by_row = {(pair.video_id, pair.index): records[pair.key] for pair in pairs}
     for row in rows:
-        found = [by_row[row["video_id"], i] for i in range(len(row["captions"]) - 1)]
+        found = [records[pair.key] for pair in caption_pairs([row])]
         row["transitions"] = [record["text"] for record in found]
         row["transition_edits"] = [" ".join(record["edits"]) for record in found]
         row["transition_attempts"] = [record["attempts"] for record in found]
         row.update({name: settings[name] for name in ("llm", "llm_revision", "prompt_digest", "seed")})
     write_split(Dataset.from_list(rows, features=FEATURES), Path(arguments.dataset), arguments.split)
-    edited = sum(bool(record["edits"]) for record in by_row.values())
+    edited = sum(bool(edits) for row in rows for edits in row["transition_edits"])
     print(f"{path}: {len(pairs)} transitions, {edited} of them cleaned")
     if stale := len(records) - len(pairs):
         print(f"{stale} answers in the logs belong to no pair of this split, and were left out")
@@ -442,9 +375,7 @@ def collect_answers(logs: list[str]) -> tuple[dict, dict[tuple, dict]]:
         found, lines, _ = read_log(log)
         settings = settings or found
         if found != settings:
-            raise ValueError(
-                f"{log} was made with {found}, {logs[0]} with {settings}: merge logs of the same settings"
-            )
+            raise ValueError(f"{log} was made with {found}, {logs[0]} with {settings}: they do not go together")
         for record in lines:
             if record["text"] is None:
                 continue
@@ -456,14 +387,6 @@ def collect_answers(logs: list[str]) -> tuple[dict, dict[tuple, dict]]:
     return settings, records
 
 
-def split_path(folder: Path, split: str) -> Path:
-    """The one Parquet file of a split."""
-    files = sorted(folder.glob(f"{split}-*.parquet"))
-    if len(files) != 1:
-        raise ValueError(f"expected one file {folder}/{split}-*.parquet, found {len(files)}")
-    return files[0]
-
-
 COMMANDS = {"generate": (GenerateArguments, generate), "merge": (MergeArguments, merge)}
 
 
@@ -471,10 +394,8 @@ def main(argv: list[str]) -> None:
     if not argv or argv[0] not in COMMANDS:
         raise ValueError(f"expected a command, {' or '.join(COMMANDS)}; add --help for its options")
     arguments, run = COMMANDS[argv[0]]
-    (parsed,) = HfArgumentParser(arguments, prog=f"augment_captions.py {argv[0]}").parse_args_into_dataclasses(
-        argv[1:]
-    )
-    run(parsed)
+    parser = HfArgumentParser(arguments, prog=f"augment_captions.py {argv[0]}")
+    run(*parser.parse_args_into_dataclasses(argv[1:]))
 
 
 if __name__ == "__main__":

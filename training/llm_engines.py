@@ -1,6 +1,6 @@
 """Two ways of asking an LLM many short questions: transformers in this process, or a server with OpenAI's interface.
 
-Both answer requests as they finish, in any order, and give every request its own seed.
+Both yield answers in any order as requests or batches finish, and give every request its own seed.
 """
 
 import os
@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
-Message = dict[str, str]
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.generation import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class Request:
     """A question: chat messages, and the seed that its sampling depends on."""
 
     name: str
-    messages: list[Message]
+    messages: list[dict[str, str]]
     seed: int
 
 
@@ -39,117 +48,96 @@ class Answer:
     complete: bool
 
 
+@dataclass(eq=False)
+class SeededChoice(LogitsProcessor):
+    """Leaves each row the one token that its own seed draws, so that greedy decoding samples.
+
+    Gumbel-max: argmax(log p + g) is a draw from p, for g made by hashing (seed, place in the answer, token). A random
+    state shared by the batch would make a row's text depend on the other rows.
+
+    Args:
+        seeds: Of shape `(batch_size,)`.
+        prompt_length: Tokens of each prompt, padding included.
+        top_k: Number of tokens that the processors before this one leave at most.
+    """
+
+    seeds: Tensor
+    prompt_length: int
+    top_k: int
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        kept, tokens = scores.topk(self.top_k)
+        drawn_by = (self.seeds * 1_000_003 + input_ids.shape[1] - self.prompt_length) % 2**31
+        bits = drawn_by[:, None] * 0x9E3779B1 + tokens
+        for _ in range(2):
+            bits = ((bits >> 16) ^ bits) * 0x45D9F3B & 0xFFFFFFFF
+        # 23 bits: what float32 holds without reaching 0 or 1.
+        uniform = ((((bits >> 16) ^ bits) >> 9).float() + 0.5) / 2**23
+        choice = (kept.float() - torch.log(-torch.log(uniform))).argmax(-1, keepdim=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens.gather(1, choice), 0.0)
+
+
 class TransformersEngine:
-    """Answers with transformers' continuous batching, in this process.
+    """Answers with transformers in this process, in batches of prompts of about the same length, the longest first.
 
     Sampled text depends on the request's seed and its prompt alone, not on the other requests of the batch, as far as
     the logits do not: kernels may round differently for other batch sizes, which shows only where two tokens are all
     but equally likely.
 
     Args:
-        llm: Name or folder of a causal language model with a chat template.
-        revision: Branch, tag or commit of a model on the Hub.
-        sampling: Sampling settings.
-        concurrency: Largest number of requests in a batch.
+        llm, revision: A causal language model with a chat template: a folder, or name and commit on the Hub.
+        sampling: Sampling settings; those of the model's own generation config do not count.
+        concurrency: Number of requests in a batch.
     """
 
     def __init__(self, llm: str, revision: str | None, sampling: Sampling, concurrency: int = 256) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
-
-        self.tokenizer = AutoTokenizer.from_pretrained(llm, revision=revision)
+        self.tokenizer = AutoTokenizer.from_pretrained(llm, revision=revision, padding_side="left")
         self.model = AutoModelForCausalLM.from_pretrained(llm, revision=revision, dtype="auto", device_map="auto")
-        sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-        self.generation_config = GenerationConfig(
+        eos = self.model.generation_config.eos_token_id
+        self.eos_token_ids = eos if isinstance(eos, list) else [eos]
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token_id = self.eos_token_ids[0]
+        self.model.generation_config = GenerationConfig(
+            do_sample=False,
             max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=self.model.generation_config.eos_token_id,
-            pad_token_id=self.model.generation_config.pad_token_id,
-            **({"do_sample": True, **sampled} if sampling.temperature else {"do_sample": False}),
+            eos_token_id=self.eos_token_ids,
+            pad_token_id=self.tokenizer.pad_token_id,
         )
-        # On a CPU the cache's size is not inferred well: it would fill the memory.
-        cache = {"num_blocks": 64, "max_batch_tokens": 2048} if self.model.device.type == "cpu" else {}
-        self.batching = ContinuousBatchingConfig(
-            per_request_processors=True, max_requests_per_batch=concurrency, **cache
-        )
+        self.sampling = sampling
         self.concurrency = concurrency
-        eos = self.generation_config.eos_token_id
-        self.eos_token_ids = set(eos if isinstance(eos, list) else [eos])
 
     def answers(self, requests: list[Request]) -> Iterator[Answer]:
-        """Yields the answers as they finish."""
-        # Not `generate_batch`, which is the same for requests without settings of their own, such as seeds.
-        manager = self.model.init_continuous_batching(self.generation_config, self.batching)
-        if self.generation_config.do_sample:
-            _seed_by_request(manager.logit_processor, self.generation_config.top_k)
-        manager.warmup()
-        manager.start()
+        """Yields the answers, batch by batch.
+
+        Raises:
+            RuntimeError: a batch does not fit the memory.
+        """
+        longest_first = sorted(requests, key=lambda r: -sum(len(message["content"]) for message in r.messages))
+        for start in range(0, len(requests), self.concurrency):
+            yield from self._answer_batch(longest_first[start : start + self.concurrency])
+
+    def _answer_batch(self, requests: list[Request]) -> Iterator[Answer]:
+        template = {"add_generation_prompt": True, "enable_thinking": False, "padding": True, "return_dict": True}
+        chats = [request.messages for request in requests]
+        inputs = self.tokenizer.apply_chat_template(chats, **template, return_tensors="pt").to(self.model.device)
+        length = inputs["input_ids"].shape[1]
+        seeds = torch.tensor([request.seed for request in requests], device=self.model.device)
         try:
-            waiting, asked = iter(requests), 0
-            for answered in range(len(requests)):
-                # Twice the batch, so that the next requests are there when some finish.
-                while asked < min(len(requests), answered + 2 * self.concurrency):
-                    self._ask(manager, next(waiting))
-                    asked += 1
-                yield self._next_answer(manager)
-        finally:
-            manager.stop(hard_stop=True)
-            manager.destroy()
+            outputs = self.model.generate(**inputs, logits_processor=self._processors(seeds, length))
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(f"{len(requests)} requests at once need too much: lower --concurrency") from error
+        for request, tokens in zip(requests, outputs[:, length:].tolist(), strict=True):
+            end = next((i for i, token in enumerate(tokens) if token in self.eos_token_ids), None)
+            yield Answer(request.name, self.tokenizer.decode(tokens[:end], skip_special_tokens=True), end is not None)
 
-    def _ask(self, manager, request: Request) -> None:
-        prompt = self.tokenizer.apply_chat_template(
-            request.messages, add_generation_prompt=True, enable_thinking=False, return_dict=False
-        )
-        seed = {"seed": request.seed} if self.generation_config.do_sample else {}
-        manager.add_request(prompt, request_id=request.name, **seed)
-
-    def _next_answer(self, manager) -> Answer:
-        result = None
-        while result is None or not result.is_finished():
-            if not manager.is_running():
-                raise RuntimeError("the LLM stopped: see the message above")
-            result = manager.get_result(timeout=1)
-        if result.error is not None:
-            raise RuntimeError(f"the LLM failed on {result.request_id}: {result.error}")
-        text = self.tokenizer.decode(result.generated_tokens, skip_special_tokens=True)
-        complete = bool(self.eos_token_ids.intersection(result.generated_tokens[-1:]))
-        return Answer(result.request_id, text, complete)
-
-
-def _seed_by_request(processors, top_k: int) -> None:
-    """Appends a step to continuous batching's logits processors that draws the token by the request's own seed.
-
-    Continuous batching draws from one random state for the whole batch: a request's text would depend on the others.
-    """
-    import torch
-    from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
-
-    class SeededChoice(ContinuousBatchingLogitsProcessor):
-        """Gumbel-max sampling: argmax(log p + g) is a draw from p, for g made by hashing (seed, position, token)."""
-
-        supported_kwargs = {"seed": int}
-        ignored_kwargs = ()
-
-        def fill_defaults(self, int32_tensor):
-            int32_tensor.zero_()
-
-        def prepare_tensor_args(self, requests_with_new_token):
-            states = [request.state for request in requests_with_new_token]
-            # After scheduling, the offset is the position of the token to come, whatever the batch.
-            mixed = [state.logit_processor_kwargs["seed"] * 1_000_003 + state.position_offset for state in states]
-            return torch.tensor([value % 2**31 for value in mixed], dtype=torch.int32)
-
-        def __call__(self, scores, tensor_arg):
-            kept, tokens = scores.topk(min(top_k, scores.shape[1]) if top_k else scores.shape[1], dim=-1)
-            bits = tensor_arg[: len(scores), None].long() * 0x9E3779B1 + tokens
-            for _ in range(2):
-                bits = ((bits >> 16) ^ bits) * 0x45D9F3B & 0xFFFFFFFF
-            uniform = (((bits >> 16) ^ bits).double() + 0.5) / 2**32
-            choice = (kept - torch.log(-torch.log(uniform))).argmax(-1, keepdim=True)
-            return torch.full_like(scores, -torch.inf).scatter(1, tokens.gather(1, choice), 0.0)
-
-    processors.logits_processor.append(SeededChoice())
-    processors.tensors_required += 1
-    processors.supported_keys["seed"] = int
-    processors.do_processing = True
+    def _processors(self, seeds: Tensor, prompt_length: int) -> LogitsProcessorList:
+        if not self.sampling.temperature:
+            return LogitsProcessorList()
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        top_k = min(self.sampling.top_k or vocabulary, vocabulary)
+        warpers = TemperatureLogitsWarper(self.sampling.temperature), TopKLogitsWarper(top_k)
+        choice = TopPLogitsWarper(self.sampling.top_p), SeededChoice(seeds, prompt_length, top_k)
+        return LogitsProcessorList([*warpers, *choice])
 
 
 class ServerEngine:
@@ -161,7 +149,6 @@ class ServerEngine:
 
     Args:
         base_url: Such as `http://localhost:8000/v1`.
-        llm: Name of the model on that server.
         sampling: Sampling settings; `top_k` 0 is not sent.
         concurrency: Number of requests under way at once.
         extra_body: Further fields of each request, such as the chat template's settings.
