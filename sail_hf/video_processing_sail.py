@@ -5,13 +5,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, PILImageResampling
+from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from .video_reading import VideoError, is_image_list, open_video, uniform_times
+
+# Options of transformers' video processors of which only one value makes sense here, and what to do instead.
+_ONLY = {
+    "do_sample_frames": (
+        True,
+        "frames are sampled over the presentation time; num_frames=len(video) takes all of an array",
+    ),
+    "do_convert_rgb": (True, "frames are always read as RGB"),
+    "do_pad": (False, "the frames of a batch have one size; size and crop_size set it"),
+    "data_format": (ChannelDimension.FIRST, "the model takes pixels as (B, T, 3, H, W)"),
+    "fps": (None, "it belongs to one array or list of images; give it in the call, with the video"),
+    "video_metadata": (None, "give the frame rate of an array or list of images as fps, in the call"),
+    "return_metadata": (False, "the result holds `durations`; open_video gives a video's frame rate as well"),
+}
+# What saved configurations hold besides options.
+_SAVED = {"video_processor_type", "image_processor_type", "feature_extractor_type", "processor_class", "auto_map"}
 
 
 def resample_features(features: torch.Tensor | np.ndarray, num_frames: int) -> torch.Tensor:
@@ -41,16 +59,24 @@ class SailVideoProcessor(BaseVideoProcessor):
     """Samples frames uniformly over a video's presentation time and preprocesses them as CLIP does.
 
     Resize of the short side (bicubic, antialiased), centre crop, division by 255, normalisation. Defaults: OpenAI's
-    CLIP at 224 pixels.
+    CLIP at 224 pixels. Every option can be given here, or in a call for that call.
 
     Args:
         num_frames (`int`, defaults to 32): T, frames per video.
-        size (`dict`, defaults to `{"shortest_edge": 224}`; `{"height", "width"}` squashes frames into that), crop_size (`dict`, defaults to 224 x 224): pixels.
+        do_resize, do_center_crop, do_rescale, do_normalize (`bool`, default to True): the four steps.
+        size (`dict`, defaults to `{"shortest_edge": 224}`; `{"height", "width"}` squashes frames into that), crop_size
+            (`dict`, defaults to 224 x 224): pixels.
         resample (`PILImageResampling`, defaults to bicubic)
-        image_mean, image_std (`list[float]`): of RGB values in [0, 1].
+        rescale_factor (`float`, defaults to 1 / 255)
+        image_mean, image_std (`float` or `list[float]`): of RGB values in [0, 1].
+        device (`str` or `torch.device`, *optional*): where frames are processed and the result lies.
+
+    Raises:
+        ValueError: an option that is unknown, or has a value that cannot be honoured.
     """
 
     num_frames = 32
+    do_resize = do_center_crop = do_rescale = do_normalize = True
     size = {"shortest_edge": 224}
     default_to_square = False
     crop_size = {"height": 224, "width": 224}
@@ -58,6 +84,10 @@ class SailVideoProcessor(BaseVideoProcessor):
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
     model_input_names = ["pixel_values_videos", "video_attention_mask"]
+
+    def __init__(self, **kwargs: Unpack[VideosKwargs]):
+        self._resolve({name: value for name, value in kwargs.items() if name not in _SAVED})
+        super().__init__(**kwargs)
 
     @classmethod
     def from_vision_config(cls, vision_config, num_frames: int = 32) -> "SailVideoProcessor":
@@ -76,20 +106,22 @@ class SailVideoProcessor(BaseVideoProcessor):
         self,
         videos: Any,
         fps: float | Sequence[float | None] | None = None,
-        num_frames: int | None = None,
         start: float | Sequence[float | None] | None = None,
         end: float | Sequence[float | None] | None = None,
         return_tensors: str | None = "pt",
+        **kwargs: Unpack[VideosKwargs],
     ) -> BatchFeature:
         """Sample and preprocess one video or a list of videos; the same as calling the processor.
 
         Args:
             videos: one video or a list of them, each of any kind that [`open_video`] takes.
             fps: frames per second of arrays and image lists; one number, or one per video.
-            num_frames: frames per video. Defaults to `self.num_frames`.
             start, end: seconds, the part of each video to sample; a number for all or one per video. Defaults: all of
                 the video.
             return_tensors: framework of the result, as everywhere in transformers.
+            kwargs: options of the class, for this call; None stands for the processor's own. `input_data_format`
+                states the layout of arrays (`"channels_first"` or `"channels_last"`), which is found by their shape
+                otherwise.
 
         Returns:
             `pixel_values_videos` `(B, T, 3, H, W)`, `video_attention_mask` `(B, T)` (all 1: every frame is real) and
@@ -97,16 +129,19 @@ class SailVideoProcessor(BaseVideoProcessor):
 
         Raises:
             VideoError: a video cannot be read or does not cover `start` to `end`.
+            ValueError: an option that is unknown, or has a value that cannot be honoured.
         """
+        options = self._resolve(kwargs)
         many = isinstance(videos, (list, tuple)) and not is_image_list(videos)
         videos = list(videos) if many else [videos]
         if not videos:
             raise VideoError("Expected at least one video, found an empty list")
-        num_frames = self.num_frames if num_frames is None else num_frames
-        options = [_one_per_video(name, x, len(videos)) for name, x in [("fps", fps), ("start", start), ("end", end)]]
+        per_video = [
+            _one_per_video(name, x, len(videos)) for name, x in [("fps", fps), ("start", start), ("end", end)]
+        ]
         pixels, durations = [], []
-        for video, video_fps, video_start, video_end in zip(videos, *options, strict=True):
-            with open_video(video, fps=video_fps) as reader:
+        for video, video_fps, video_start, video_end in zip(videos, *per_video, strict=True):
+            with open_video(_as_stated(video, options["input_data_format"]), fps=video_fps) as reader:
                 first = 0.0 if video_start is None else video_start
                 last = reader.duration if video_end is None else video_end
                 if not 0 <= first <= last or first > reader.duration:
@@ -114,34 +149,83 @@ class SailVideoProcessor(BaseVideoProcessor):
                         f"{reader.name}: expected 0 <= start <= end and a start within its {reader.duration:.3f} s, "
                         f"found start={first}, end={last}"
                     )
-                pixels.append(self.process_frames(reader.frames_at(uniform_times(num_frames, first, last))))
+                times = uniform_times(options["num_frames"], first, last)
+                pixels.append(self.process_frames(reader.frames_at(times), **kwargs))
                 durations.append(reader.duration)
+        pixels = _stack(pixels)
         data = {
-            "pixel_values_videos": torch.stack(pixels),
-            "video_attention_mask": torch.ones(len(pixels), num_frames, dtype=torch.long),
-            "durations": torch.tensor(durations),
+            "pixel_values_videos": pixels,
+            "video_attention_mask": torch.ones(pixels.shape[:2], dtype=torch.long, device=pixels.device),
+            "durations": torch.tensor(durations, device=pixels.device),
         }
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def process_frames(self, frames: Iterable[np.ndarray]) -> torch.Tensor:
+    def process_frames(self, frames: Iterable[np.ndarray], **kwargs: Unpack[VideosKwargs]) -> torch.Tensor:
         """Preprocess frames one by one, so that only the small crops of a video are held.
 
         Args:
             frames: `uint8` RGB arrays `(H, W, 3)`, of any size.
+            kwargs: options of the class, for this call.
 
-        Returns: `float32` `(T, 3, crop_height, crop_width)`.
+        Returns: `float32` `(T, 3, crop_height, crop_width)`; `uint8` if neither rescaled nor normalised.
         """
-        crops = []
+        options = self._resolve(kwargs)
+        images = []
         for frame in frames:
             image = torch.from_numpy(np.require(frame, requirements=["C", "W"])).permute(2, 0, 1)
-            image = self.resize(image, self.size, self.resample)
-            # transformers' own centre crop rounds odd margins down, torchvision and open_clip round them to even.
-            crops.append(tvF.center_crop(image, [self.crop_size.height, self.crop_size.width]))
-        if not crops:
+            image = image.to(options["device"])
+            if options["do_resize"]:
+                image = self.resize(image, options["size"], options["resample"])
+            if options["do_center_crop"]:
+                # transformers' own centre crop rounds odd margins down, torchvision and open_clip round them to even.
+                image = tvF.center_crop(image, [options["crop_size"].height, options["crop_size"].width])
+            images.append(image)
+        if not images:
             raise VideoError("Expected at least one frame, found none")
-        return self.rescale_and_normalize(
-            torch.stack(crops), True, self.rescale_factor, True, tuple(self.image_mean), tuple(self.image_std)
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        return self.rescale_and_normalize(_stack(images), *(options[name] for name in names))
+
+    def _resolve(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """All options, in transformers' standard form; what is not in `kwargs` is the processor's own."""
+        names = self.valid_kwargs.__annotations__
+        if unknown := sorted(kwargs.keys() - names):
+            raise ValueError(
+                f"{', '.join(unknown)}: no option of {type(self).__name__}; there are {', '.join(names)}."
+            )
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        validate_typed_dict(self.valid_kwargs, kwargs)
+        options = {name: kwargs.get(name, getattr(self, name, None)) for name in names}
+        for name, (value, instead) in _ONLY.items():
+            if options[name] not in (None, value):
+                raise ValueError(f"{name}={options[name]!r} cannot be honoured: {instead}.")
+        if options["num_frames"] < 1:
+            raise ValueError(f"Expected num_frames of 1 or more, found {options['num_frames']}.")
+        options = self._standardize_kwargs(**options)
+        self._validate_preprocess_kwargs(**options)
+        return options
+
+
+def _as_stated(video: Any, layout: str | None) -> Any:
+    """An array in the layout that `input_data_format` states, as `(T, H, W, 3)`; anything else as it is."""
+    if layout is None or not isinstance(video, (np.ndarray, torch.Tensor)):
+        return video
+    channel = 1 if ChannelDimension(layout) is ChannelDimension.FIRST else 3
+    if video.ndim != 4 or video.shape[channel] != 3:
+        raise VideoError(
+            f"Expected 3 channels in dimension {channel}, as input_data_format={layout!r} says, "
+            f"found shape {tuple(video.shape)}"
         )
+    return torch.as_tensor(video).movedim(channel, 3)
+
+
+def _stack(images: list[torch.Tensor]) -> torch.Tensor:
+    """Images, or stacks of them, of one size as one tensor."""
+    if len(shapes := {tuple(image.shape[-2:]) for image in images}) > 1:
+        raise ValueError(
+            f"Expected frames of one size, found {sorted(shapes)} (height, width). Without do_center_crop, give size "
+            "a height and a width."
+        )
+    return torch.stack(images)
 
 
 def _one_per_video(name: str, value: Any, num_videos: int) -> list:
