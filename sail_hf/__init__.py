@@ -7,8 +7,8 @@ from .configuration_sail import SailConfig, SailVisionConfig
 from .modeling_sail import SailForDenseVideoCaptioning, SailModel
 from .pipeline_sail import DenseVideoCaptioningPipeline
 from .processing_sail import SailProcessor
+from .video_limits import VideoError, VideoLimits
 from .video_processing_sail import SailVideoProcessor
-from .video_reading import VideoError
 
 __version__ = "0.1.0"
 
@@ -46,6 +46,7 @@ __all__ = [
     "SailVideoProcessor",
     "SailVisionConfig",
     "VideoError",
+    "VideoLimits",
 ]
 
 

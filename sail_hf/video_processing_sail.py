@@ -13,7 +13,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelD
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 
-from .video_reading import VideoError, is_image_list, open_video, uniform_times
+from .video_limits import VideoError, VideoLimits
+from .video_reading import is_image_list, open_video, uniform_times
 
 # Options of transformers' video processors of which only one value makes sense here, and what to do instead.
 _ONLY = {
@@ -109,6 +110,7 @@ class SailVideoProcessor(BaseVideoProcessor):
         start: float | Sequence[float | None] | None = None,
         end: float | Sequence[float | None] | None = None,
         return_tensors: str | None = "pt",
+        limits: VideoLimits | None = None,
         **kwargs: Unpack[VideosKwargs],
     ) -> BatchFeature:
         """Sample and preprocess one video or a list of videos; the same as calling the processor.
@@ -119,6 +121,7 @@ class SailVideoProcessor(BaseVideoProcessor):
             start, end: seconds, the part of each video to sample; a number for all or one per video. Defaults: all of
                 the video.
             return_tensors: framework of the result, as everywhere in transformers.
+            limits: what each video may ask for; see [`open_video`].
             kwargs: options of the class, for this call; None stands for the processor's own. `input_data_format`
                 states the layout of arrays (`"channels_first"` or `"channels_last"`), which is found by their shape
                 otherwise.
@@ -128,10 +131,12 @@ class SailVideoProcessor(BaseVideoProcessor):
             `durations` `(B,)`, of the whole videos in seconds.
 
         Raises:
-            VideoError: a video cannot be read or does not cover `start` to `end`.
+            VideoError: a video cannot be read, does not cover `start` to `end`, or exceeds a limit.
             ValueError: an option that is unknown, or has a value that cannot be honoured.
         """
         options = self._resolve(kwargs)
+        limits = VideoLimits.from_environment() if limits is None else limits
+        limits.check("frames", options["num_frames"], "num_frames")
         many = isinstance(videos, (list, tuple)) and not is_image_list(videos)
         videos = list(videos) if many else [videos]
         if not videos:
@@ -141,7 +146,7 @@ class SailVideoProcessor(BaseVideoProcessor):
         ]
         pixels, durations = [], []
         for video, video_fps, video_start, video_end in zip(videos, *per_video, strict=True):
-            with open_video(_as_stated(video, options["input_data_format"]), fps=video_fps) as reader:
+            with open_video(_as_stated(video, options["input_data_format"]), video_fps, limits) as reader:
                 first = 0.0 if video_start is None else video_start
                 last = reader.duration if video_end is None else video_end
                 if not 0 <= first <= last or first > reader.duration:
@@ -150,7 +155,7 @@ class SailVideoProcessor(BaseVideoProcessor):
                         f"found start={first}, end={last}"
                     )
                 times = uniform_times(options["num_frames"], first, last)
-                pixels.append(self.process_frames(reader.frames_at(times), **kwargs))
+                pixels.append(self.process_frames(reader.frames_at(times), limits, **kwargs))
                 durations.append(reader.duration)
         pixels = _stack(pixels)
         data = {
@@ -160,16 +165,21 @@ class SailVideoProcessor(BaseVideoProcessor):
         }
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def process_frames(self, frames: Iterable[np.ndarray], **kwargs: Unpack[VideosKwargs]) -> torch.Tensor:
+    def process_frames(
+        self, frames: Iterable[np.ndarray], limits: VideoLimits | None = None, **kwargs: Unpack[VideosKwargs]
+    ) -> torch.Tensor:
         """Preprocess frames one by one, so that only the small crops of a video are held.
 
         Args:
             frames: `uint8` RGB arrays `(H, W, 3)`, of any size.
+            limits: of which `held_bytes` is meant; see [`open_video`].
             kwargs: options of the class, for this call.
 
         Returns: `float32` `(T, 3, crop_height, crop_width)`; `uint8` if neither rescaled nor normalised.
         """
         options = self._resolve(kwargs)
+        limits = VideoLimits.from_environment() if limits is None else limits
+        held = 0
         images = []
         for frame in frames:
             image = torch.from_numpy(np.require(frame, requirements=["C", "W"])).permute(2, 0, 1)
@@ -180,6 +190,8 @@ class SailVideoProcessor(BaseVideoProcessor):
                 # transformers' own centre crop rounds odd margins down, torchvision and open_clip round them to even.
                 image = tvF.center_crop(image, [options["crop_size"].height, options["crop_size"].width])
             images.append(image)
+            held += image.numel() * torch.float32.itemsize
+            limits.check("held_bytes", held, f"{len(images)} frames of {image.shape[2]} x {image.shape[1]}")
         if not images:
             raise VideoError("Expected at least one frame, found none")
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")

@@ -1,35 +1,33 @@
 """Videos of every kind, read frame by frame by presentation time."""
 
-import http.client
 import io
 import os
-import shutil
-import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
+import stat
 from abc import ABC, abstractmethod
-from bisect import bisect_right
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
-from pathlib import Path
+from time import monotonic
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 
+from .video_download import copy_to_temporary_file, download
+from .video_limits import VideoError, VideoLimits
+
 # A frame that cannot be decoded may be replaced by one at most this far from it, in seconds.
 MAX_GAP = 1.0
 # Times are compared to the microsecond, so that 3 * 0.1 s shows the frame of 0.3 s.
 _EPSILON = 1e-6
-_DOWNLOAD_TIMEOUT = 60
 # Position of a reader that decodes from the beginning of the file instead of from a keyframe.
 _BEGINNING = -1
-
-
-class VideoError(ValueError):
-    """A video that cannot be read, or does not cover what was asked; the message names it and says what was found."""
+# Containers that hold a video themselves, by FFmpeg's names. Others are playlists and descriptions, which open further
+# files and addresses, patterns of file names, devices, text that FFmpeg would draw, and games of the nineties.
+_CONTAINERS = (
+    "mov,mp4,matroska,webm,avi,flv,mpeg,mpegvideo,mpegts,asf,ogg,gif,apng,mjpeg,yuv4mpegpipe,ivf,obu,nut,mxf,dv,rm,wtv"
+)
 
 
 class VideoReader(ABC):
@@ -40,11 +38,15 @@ class VideoReader(ABC):
         duration (`float`): seconds from time zero to the end of the last frame. For a file that is cut off, what its
             header states.
         fps (`float`): mean number of frames per second.
+        limits ([`VideoLimits`]): what it may ask for.
     """
 
     name: str
     duration: float
     fps: float
+
+    def __init__(self, name: str, limits: VideoLimits):
+        self.name, self.limits = name, limits
 
     def frames_at(self, times: Iterable[float]) -> Iterator[np.ndarray]:
         """Yield the frame shown at each time, one by one: the one with the largest presentation time <= t.
@@ -58,12 +60,18 @@ class VideoReader(ABC):
             `uint8` RGB arrays `(H, W, 3)`, upright (rotation metadata applied).
 
         Raises:
-            VideoError: a frame cannot be decoded, nor any other frame within `MAX_GAP` (1 second) of it.
+            VideoError: a frame cannot be decoded, nor any other frame within `MAX_GAP` (1 second) of it; or it exceeds
+                a limit.
         """
         for time in times:
             if not np.isfinite(time):
                 raise VideoError(f"{self.name}: expected times in seconds, found {time}")
-            yield self._frame_at(float(time))
+            try:
+                frame = self._frame_at(float(time))
+            except MemoryError:
+                raise VideoError(f"{self.name}: not enough memory for its frame at {time:.2f} s") from None
+            self.limits.check_size(frame.shape[1], frame.shape[0], self.name)
+            yield frame
 
     @abstractmethod
     def _frame_at(self, time: float) -> np.ndarray: ...
@@ -78,7 +86,7 @@ class VideoReader(ABC):
         self.close()
 
 
-def open_video(video: Any, fps: float | None = None) -> VideoReader:
+def open_video(video: Any, fps: float | None = None, limits: VideoLimits | None = None) -> VideoReader:
     """Open a video of any kind.
 
     Args:
@@ -87,32 +95,49 @@ def open_video(video: Any, fps: float | None = None) -> VideoReader:
             `(T, H, W, 3)` or `(T, 3, H, W)`, a list of PIL images, or a torchcodec `VideoDecoder`.
         fps: frames per second of an array, a tensor or a list of images, where it is required. Everything else carries
             its own presentation times.
+        limits: what the video may ask for. Defaults to [`VideoLimits.from_environment`].
 
     Raises:
-        VideoError: no readable video, a wrong shape or type, or `fps` missing or out of place.
+        VideoError: no readable video, a wrong shape or type, a limit exceeded, or `fps` missing or out of place.
     """
+    limits = VideoLimits.from_environment() if limits is None else limits
+    try:
+        reader = _reader(video, fps, limits)
+    except MemoryError:
+        raise VideoError(f"{_describe(video)}: not enough memory to open it") from None
+    try:
+        limits.check("duration", reader.duration, reader.name)
+    except VideoError:
+        reader.close()
+        raise
+    return reader
+
+
+def _reader(video: Any, fps: float | None, limits: VideoLimits) -> VideoReader:
     if isinstance(video, dict):
         video = video.get("bytes") or video.get("path")
     if is_image_list(video):
-        return _FrameSequenceReader(video, fps, f"the list of {len(video)} images")
+        return _FrameSequenceReader(video, fps, f"the list of {len(video)} images", limits)
     if isinstance(video, (np.ndarray, torch.Tensor)):
-        return _FrameSequenceReader(_channels_last(video), fps, f"the {type(video).__name__} {tuple(video.shape)}")
+        name = f"the {type(video).__name__} {tuple(video.shape)}"
+        return _FrameSequenceReader(_channels_last(video), fps, name, limits)
     if fps is not None:
         raise VideoError(
             f"fps={fps} belongs to arrays and lists of images; {_describe(video)} carries its own presentation times"
         )
     if hasattr(video, "get_frames_played_at"):
-        return _DecoderReader(video)
+        return _DecoderReader(video, limits)
     if isinstance(video, (bytes, bytearray, memoryview)):
         if not len(video):
             raise VideoError("The video is empty (0 bytes)")
-        return _FileReader(io.BytesIO(video), f"the video of {len(video)} bytes")
+        return _FileReader(io.BytesIO(video), f"the video of {len(video)} bytes", limits)
     if isinstance(video, str) and video.lower().startswith(("http://", "https://")):
-        return _open_url(video)
+        file, name = download(video, limits)
+        return _FileReader(file, name, limits, owned=True)
     if isinstance(video, (str, os.PathLike)):
-        return _open_path(Path(video))
+        return _open_path(os.fspath(video), limits)
     if hasattr(video, "read"):
-        return _open_file_object(video)
+        return _open_file_object(video, limits)
     raise VideoError(
         "Expected a path, URL, bytes, binary file object, uint8 array or tensor, list of PIL images or torchcodec "
         f"decoder, found {_describe(video)}"
@@ -130,10 +155,10 @@ def uniform_times(num_frames: int, start: float, end: float) -> np.ndarray:
 class _FrameSequenceReader(VideoReader):
     """Frames in memory at a fixed rate: frame i is shown from i / fps to (i + 1) / fps."""
 
-    def __init__(self, frames: Sequence, fps: float | None, name: str):
+    def __init__(self, frames: Sequence, fps: float | None, name: str, limits: VideoLimits):
+        super().__init__(name, limits)
         if not isinstance(fps, Real) or not np.isfinite(float(fps)) or fps <= 0:
             raise VideoError(f"Expected fps= (frames per second, above 0) with {name}, found fps={fps!r}")
-        self.name = name
         self.fps = float(fps)
         self.duration = len(frames) / self.fps
         self._frames = frames
@@ -149,9 +174,9 @@ class _FrameSequenceReader(VideoReader):
 class _DecoderReader(VideoReader):
     """A torchcodec `VideoDecoder`, or an object with its `metadata` and `get_frames_played_at`."""
 
-    def __init__(self, decoder):
+    def __init__(self, decoder, limits: VideoLimits):
+        super().__init__(f"the {type(decoder).__name__}", limits)
         metadata = decoder.metadata
-        self.name = f"the {type(decoder).__name__}"
         self._decoder = decoder
         self._begin = float(metadata.begin_stream_seconds or 0.0)
         end = metadata.end_stream_seconds
@@ -177,17 +202,19 @@ class _FileReader(VideoReader):
     have a variable frame rate. Time zero is the start of the container.
     """
 
-    def __init__(self, source: str | BinaryIO, name: str, owned: BinaryIO | None = None):
-        self.name = name
-        self._source = source
-        self._owned = owned  # a file that is closed with the reader
+    def __init__(self, file: BinaryIO, name: str, limits: VideoLimits, owned: bool = False):
+        super().__init__(name, limits)
+        self._file = file
+        self._owned = owned  # closed with the reader
         self._container = None
         self._decoded: Iterator = iter(())  # frames as the decoder gives them
         self._current = None  # latest frame at or before the last target, ...
         self._ahead = None  # ... and the one after it, if it had to be decoded
         self._position = _BEGINNING  # of the last packet given to the decoder, in file order
         self._array: tuple[int, np.ndarray] | None = None  # the last frame as RGB, with its time
+        self._converter = None  # from the codec's pixels to RGB
         try:
+            self._begin_work()
             self._open()
             self._stream_index = self._pick_stream()
             self._scan()
@@ -196,27 +223,42 @@ class _FileReader(VideoReader):
             raise
 
     def close(self) -> None:
-        self._decoded, self._current, self._ahead = iter(()), None, None
+        self._decoded, self._current, self._ahead, self._converter = iter(()), None, None, None
         if self._container is not None:
             self._container.close()
-        if self._owned is not None:
-            self._owned.close()
+        if self._owned:
+            self._file.close()
+
+    def _begin_work(self) -> None:
+        self._work_began = monotonic()
 
     def _open(self) -> None:
         import av
+        from av.video.reformatter import VideoReformatter
 
         if self._container is not None:
             self._container.close()
-        if not isinstance(self._source, str):
-            self._source.seek(0)
+        self._converter = VideoReformatter()
+        self._file.seek(0)
+        # Decoders refuse larger frames before they allocate them, whatever the header says.
+        decoder_options = {"max_pixels": str(self.limits.pixels)}
         try:
-            # A playlist inside of a video must not open network addresses.
-            options = {"protocol_whitelist": "file"}
-            self._container = av.open(self._source, container_options=options, metadata_errors="replace")
+            self._container = av.open(
+                self._file,
+                # What no container of the list should do, opening something else, is not possible either.
+                container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": ""},
+                options=decoder_options,
+                metadata_errors="replace",
+                timeout=self.limits.work_seconds,
+            )
         except (av.FFmpegError, OSError) as error:
             raise VideoError(
-                f"{self.name}: no video that FFmpeg can read ({_reason(error)}). Is it a video, and complete?"
+                f"{self.name}: no video that FFmpeg can read ({_reason(error)}). Is it a video, and complete? Containers "
+                f"that are opened: {_CONTAINERS.replace(',', ', ')}"
             ) from None
+        for stream in self._container.streams.video:
+            if stream.codec_context:
+                stream.codec_context.options = decoder_options
 
     @property
     def _stream(self):
@@ -230,66 +272,81 @@ class _FileReader(VideoReader):
         codecs = {stream.index: stream.codec_context.name if stream.codec_context else None for stream in streams}
         videos = [stream for stream in streams.video if codecs[stream.index]]
         videos = [stream for stream in videos if not stream.disposition & Disposition.attached_pic]
-        if self._container.format.name == "tty" or not videos:
+        if not videos:
             found = [f"{stream.type} ({codecs[stream.index] or 'unknown codec'})" for stream in streams]
             raise VideoError(
                 f"{self.name}: no video stream that can be decoded; found {', '.join(found) or 'no stream at all'}"
             )
         best = streams.best("video")
-        return (best if best in videos else max(videos, key=lambda stream: stream.width * stream.height)).index
+        best = best if best in videos else max(videos, key=lambda stream: stream.width * stream.height)
+        self.limits.check_size(best.width, best.height, self.name)
+        return best.index
 
     def _scan(self) -> None:
         """Read all packets, without decoding, for the times of the frames and the keyframes to start from."""
         container, stream = self._container, self._stream
-        tick = stream.time_base
-        shown, keys, durations = [], [], {}
-        self._order = {}  # place in the file of the packet with a presentation time, ...
-        self._seek_times = []  # ... and the time to seek to for the packet at a place
-        end_of_data, num_untimed = 0.0, 0
+        # Of the packets with a presentation time, in file order: that, the time to seek to, how long they are shown.
+        times, seek_times, lengths = array("q"), array("q"), array("q")
+        keys, discarded = bytearray(), bytearray()
+        ends: dict[int, int] = {}  # of each stream
+        num_untimed = 0
         for packet in self._read_packets(*container.streams):
-            time = _timestamp(packet)
+            pts = _timestamp(packet)
             if not packet.size:
                 continue
-            if time is None:
+            if pts is None:
                 num_untimed += 1
                 continue
-            end_of_data = max(end_of_data, float((time + (packet.duration or 0)) * packet.time_base))
+            length = packet.duration or 0
+            ends[packet.stream_index] = max(ends.get(packet.stream_index, 0), pts + length)
             if packet.stream_index != stream.index:
                 continue
-            position = len(self._seek_times)
-            self._order[time] = position
+            times.append(pts)
             # Demuxers seek by decoding or by presentation time: the smaller serves both.
-            self._seek_times.append(time if packet.dts is None else min(time, packet.dts))
-            if packet.is_keyframe:
-                keys.append((time, position))
-            if not packet.is_discard:  # edit lists: decoded, but not shown
-                shown.append(time)
-                durations[time] = packet.duration
-        if not shown:
+            seek_times.append(pts if packet.dts is None else min(pts, packet.dts))
+            lengths.append(length)
+            keys.append(packet.is_keyframe)
+            discarded.append(packet.is_discard)  # edit lists: decoded, but not shown
+            self.limits.check("frames", len(times), self.name)
+        self._seek_times = seek_times
+        places = np.array(times, dtype=np.int64)
+        self._by_time = np.argsort(places, kind="stable")  # places in the file, ...
+        self._sorted_times = places[self._by_time]  # ... and the times to find them by
+        keys, discarded = np.array(keys, dtype=bool)[self._by_time], np.array(discarded, dtype=bool)[self._by_time]
+        self._key_times, self._key_positions = self._sorted_times[keys], self._by_time[keys]
+        self._shown = np.unique(self._sorted_times[~discarded])
+        if not len(self._shown):
             found = f"{num_untimed} packets without presentation times" if num_untimed else "no frames"
             raise VideoError(f"{self.name}: its video stream ({stream.codec_context.name}) holds {found}")
-        keys.sort()
-        self._key_times = [time for time, _ in keys]
-        self._key_positions = [position for _, position in keys]
-        self._shown = np.unique(np.array(shown, dtype=np.int64))
+        tick = float(stream.time_base)
         start = 0.0 if container.start_time is None else container.start_time / 1e6
-        self._times = (self._shown - round(start / tick)) * tick.numerator / tick.denominator
-        step = float(np.median(np.diff(self._times))) if len(shown) > 1 else 1 / float(stream.average_rate or 25)
-        last = float((durations[int(self._shown[-1])] or 0) * tick) or step
+        self._times = self._shown * tick - start
+        step = float(np.median(np.diff(self._times))) if len(self._times) > 1 else 1 / float(stream.average_rate or 25)
+        last = float(lengths[self._place(int(self._shown[-1]))] * tick) or step
         self._end = self.duration = float(self._times[-1]) + last
+        if not self._end > 0:
+            raise VideoError(f"{self.name}: its frames end at {self._end} s, before its start")
         self.fps = len(self._shown) / self.duration
         # A header that promises clearly more than the file holds: the file is cut off.
         stated = 0.0 if container.duration is None else container.duration / 1e6
-        if stated - max(end_of_data - start, self._end) > max(MAX_GAP, 0.05 * stated):
+        found = max(float(end * container.streams[index].time_base) for index, end in ends.items()) - start
+        if stated - max(found, self._end) > max(MAX_GAP, 0.05 * stated):
             self.duration = stated
+
+    def _place(self, pts: int) -> int | None:
+        """Place in the file of the packet shown at a time."""
+        index = np.searchsorted(self._sorted_times, pts, side="right") - 1
+        return int(self._by_time[index]) if index >= 0 and self._sorted_times[index] == pts else None
 
     def _read_packets(self, *streams) -> Iterator:
         """Packets up to the end of the file or to damage that stops the demuxer."""
         import av
 
         try:
-            yield from self._container.demux(*streams)
-        except av.FFmpegError:
+            for packet in self._container.demux(*streams):
+                yield packet
+                self.limits.check("work_seconds", monotonic() - self._work_began, self.name)
+        except (av.FFmpegError, OSError):
             return
 
     def _frame_at(self, time: float) -> np.ndarray:
@@ -298,13 +355,14 @@ class _FileReader(VideoReader):
                 f"{self.name}: a frame at {time:.2f} s was asked for, but the file ends after {self._end:.2f} s "
                 f"({len(self._shown)} frames) of the {self.duration:.2f} s that its header states. Is it cut off?"
             )
+        self._begin_work()
         index = np.searchsorted(self._times, time + _EPSILON, side="right") - 1
         frame = self._decode(int(self._shown[max(index, 0)]))
         if self._array is None:
-            # Once per file: a PyAV frame whose side data were asked for is freed by the garbage collector only.
             self._matrix = _display_matrix(frame)
         if self._array is None or self._array[0] != _timestamp(frame):
-            self._array = _timestamp(frame), _upright(frame.to_ndarray(format="rgb24"), self._matrix)
+            rgb = self._converter.reformat(frame, format="rgb24").to_ndarray()
+            self._array = _timestamp(frame), _upright(rgb, self._matrix)
         return self._array[1]
 
     def _decode(self, target: int):
@@ -328,17 +386,22 @@ class _FileReader(VideoReader):
             found += [frame for frame in near if abs(_timestamp(frame) - target) <= gap]
         if not found:
             asked = self._times[np.searchsorted(self._shown, target)]
+            larger = (
+                f"; frames of more than {self.limits.pixels:,} pixels are not (SAIL_MAX_PIXELS in the environment)"
+            )
             raise VideoError(
                 f"{self.name}: damaged; neither the frame at {asked:.2f} s nor any within {MAX_GAP:g} s of it can be "
                 f"decoded ({len(self._shown)} frames over {self._end:.2f} s are listed)"
+                # FFmpeg takes a size that is too large for none.
+                f"{'' if self._stream.width else larger}"
             )
         before = [frame for frame in found if _timestamp(frame) <= target]
         return max(before, key=_timestamp) if before else min(found, key=_timestamp)
 
     def _keyframe_before(self, time: int) -> int:
         """Position of the last keyframe shown at or before `time` (frames after it never need older ones)."""
-        index = bisect_right(self._key_times, time) - 1
-        return self._key_positions[index] if index >= 0 else _BEGINNING
+        index = np.searchsorted(self._key_times, time, side="right") - 1
+        return int(self._key_positions[index]) if index >= 0 else _BEGINNING
 
     def _start_at(self, key: int) -> None:
         import av
@@ -360,10 +423,10 @@ class _FileReader(VideoReader):
 
         started = key == _BEGINNING
         for packet in self._read_packets(self._stream):
-            time = _timestamp(packet)
-            if not packet.size and time is not None:
+            pts = _timestamp(packet)
+            if not packet.size and pts is not None:
                 continue  # an empty sample repeats the last frame; to the decoder it would mean the end
-            position = self._order.get(time)
+            position = None if pts is None else self._place(pts)
             if not started:
                 if position is None or position < key:
                     continue
@@ -386,62 +449,41 @@ class _FileReader(VideoReader):
             self._current, self._ahead = self._ahead, None
 
 
-def _open_path(path: Path) -> VideoReader:
-    if path.is_dir():
-        raise VideoError(f"{path}: expected a video file, found a folder")
+def _open_path(path: str | bytes, limits: VideoLimits) -> VideoReader:
+    name = _printable(path)
     try:
-        size = path.stat().st_size
+        status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise VideoError(f"{path}: no such video file ({_reason(error)})") from None
-    if not size:
-        raise VideoError(f"{path}: the file is empty (0 bytes)")
-    # With the protocol spelt out, no name is taken for an option, a URL or a pattern.
-    return _FileReader(f"file:{path}", str(path))
+        raise VideoError(f"{name}: no such video file ({_reason(error)})") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise VideoError(f"{name}: expected a video file, found a folder")
+    if not status.st_size:
+        raise VideoError(f"{name}: the file is empty (0 bytes)")
+    try:
+        # FFmpeg gets the content alone, so that no name is taken for an option, a URL, a pattern or a format.
+        file = open(os.open(path, os.O_RDONLY), "rb")  # noqa: SIM115 (lives as long as its reader)
+    except OSError as error:
+        raise VideoError(f"{name}: the file cannot be opened ({_reason(error)})") from None
+    return _FileReader(file, name, limits, owned=True)
 
 
-def _open_file_object(file: BinaryIO) -> VideoReader:
-    name = str(getattr(file, "name", None) or f"the {type(file).__name__}")
+def _open_file_object(file: BinaryIO, limits: VideoLimits) -> VideoReader:
+    name = _printable(getattr(file, "name", None) or f"the {type(file).__name__}")
     if isinstance(file, io.TextIOBase):
         raise VideoError(f"{name}: expected a binary file object (open it with 'rb'), found one in text mode")
     if hasattr(file, "seekable") and file.seekable():
         if not file.seek(0, io.SEEK_END):
             raise VideoError(f"{name}: the file is empty (0 bytes)")
-        return _FileReader(file, name)
-    return _copy_to_temporary_file(file, name)
-
-
-def _open_url(url: str) -> VideoReader:
-    parts = urllib.parse.urlsplit(url)
-    # Queries and user names of links hold tokens: they do not belong in messages.
-    name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "sail_hf"})
-        with urllib.request.urlopen(request, timeout=_DOWNLOAD_TIMEOUT) as response:
-            return _copy_to_temporary_file(response, name)
-    except urllib.error.HTTPError as error:
-        raise VideoError(f"{name}: the download failed (HTTP {error.code} {error.reason})") from None
-    except OSError as error:  # URLError and timeouts are OSErrors
-        raise VideoError(f"{name}: the download failed ({_reason(error)})") from None
-    except (http.client.HTTPException, ValueError) as error:
-        if isinstance(error, VideoError):
-            raise
-        # The text of these errors repeats the URL.
-        raise VideoError(f"{name}: the download failed ({type(error).__name__})") from None
-
-
-def _copy_to_temporary_file(stream: BinaryIO, name: str) -> VideoReader:
-    """A reader of a stream that cannot seek; the copy vanishes with the reader."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the reader)
-    shutil.copyfileobj(stream, file)
-    if not file.tell():
-        file.close()
-        raise VideoError(f"{name}: empty (0 bytes)")
-    return _FileReader(file, name, owned=file)
+        return _FileReader(file, name, limits)
+    return _FileReader(copy_to_temporary_file(file, name, limits), name, limits, owned=True)
 
 
 def _display_matrix(frame) -> np.ndarray | None:
     """Display matrix (9 integers) of a PyAV frame."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    from av.sidedata.sidedata import SideDataContainer
+
+    # Not `frame.side_data`: that makes a circle, which only the garbage collector frees.
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")
     return None if matrix is None else np.frombuffer(matrix, dtype=np.int32).astype(np.int64)
 
 
@@ -477,6 +519,12 @@ def is_image_list(video: Any) -> bool:
 def _timestamp(packet_or_frame) -> int | None:
     """Presentation time in ticks; old AVI files have decoding times only."""
     return packet_or_frame.dts if packet_or_frame.pts is None else packet_or_frame.pts
+
+
+def _printable(name: Any) -> str:
+    """A file's name, with escapes for what is no text in it."""
+    name = os.fsdecode(name) if isinstance(name, bytes) else str(name)
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _describe(video: Any) -> str:

@@ -305,14 +305,14 @@ def audio_only(path) -> Path:
 
 def audio_with_cover(path) -> Path:
     with av.open(str(path), "w") as container:
-        sound = container.add_stream("libmp3lame", rate=16000)
-        cover = container.add_stream("png", rate=1)
-        cover.width, cover.height, cover.pix_fmt = 16, 16, "rgb24"
+        sound = container.add_stream("aac", rate=16000)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 16, 16, "yuvj420p"
         cover.disposition = av.stream.Disposition.attached_pic
         picture = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 200, np.uint8), format="rgb24")
         container.mux(cover.encode(picture))
         container.mux(cover.encode())
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         frame.sample_rate = 16000
         container.mux(sound.encode(frame))
         container.mux(sound.encode())
@@ -335,9 +335,12 @@ def unknown_codec(path, video) -> Path:
         (lambda folder, _: folder, "expected a video file, found a folder"),
         (lambda folder, _: written(folder / "none.mp4", b""), "none.mp4: the file is empty"),
         (lambda folder, _: written(folder / "text.mp4", b"a text\n" * 99), "text.mp4: no video that FFmpeg can read"),
-        (lambda folder, _: written(folder / "notes.txt", b"a text\n" * 99), "notes.txt: no video stream"),
+        (
+            lambda folder, _: written(folder / "notes.txt", b"a text\n" * 99),
+            "notes.txt: no video that FFmpeg can read",
+        ),
         (lambda folder, _: audio_only(folder / "sound.m4a"), r"sound.m4a: no video stream .*found audio \(aac\)"),
-        (lambda folder, _: audio_with_cover(folder / "song.mp3"), "song.mp3: no video stream"),
+        (lambda folder, _: audio_with_cover(folder / "song.mov"), "song.mov: no video stream"),
         (lambda folder, video: unknown_codec(folder / "odd.mp4", video), "odd.mp4: no video stream.*unknown codec"),
         (lambda folder, video: written(folder / "no-index.mp4", video.read_bytes()[:900]), "no-index.mp4: "),
         (lambda *_: b"", "empty"),
