@@ -1,13 +1,10 @@
 """Reading videos of every kind by presentation time."""
 
 import gc
-import http.server
 import io
 import random
 import shutil
-import threading
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -267,27 +264,6 @@ def test_torchcodec_decoder(begin):
         assert numbers_at(FakeTorchcodecDecoder(layout, 30, begin), TIMES) == SHOWN
     with open_video(FakeTorchcodecDecoder(frames, 30, begin)) as reader:
         assert (reader.duration, reader.fps) == (pytest.approx(2.0), 30)
-
-
-@pytest.fixture
-def server(video):
-    handler = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=video.parent)) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
-        thread.join()
-
-
-def test_url(server, video):
-    assert numbers_at(f"{server}/{video.name}", TIMES) == SHOWN
-    with pytest.raises(VideoError, match="missing.mp4: the download failed \\(HTTP 404") as caught:
-        open_video(f"{server}/missing.mp4?token=secret")
-    assert "secret" not in str(caught.value)
-    with pytest.raises(VideoError, match="download failed") as caught:
-        open_video(f"{server.replace('http://', 'http://user:secret@')}/{video.name}")
-    assert "secret" not in str(caught.value)
 
 
 # Errors
