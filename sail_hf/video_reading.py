@@ -1,5 +1,6 @@
 """Videos of every kind, read frame by frame by presentation time."""
 
+import errno
 import io
 import os
 import stat
@@ -24,7 +25,7 @@ _EPSILON = 1e-6
 # Position of a reader that decodes from the beginning of the file instead of from a keyframe.
 _BEGINNING = -1
 # Containers that hold a video themselves, by FFmpeg's names. Others are playlists and descriptions, which open further
-# files and addresses, patterns of file names, devices, text that FFmpeg would draw, and games of the nineties.
+# files and addresses, patterns of file names, devices, and text that FFmpeg would draw.
 _CONTAINERS = (
     "mov,mp4,matroska,webm,avi,flv,mpeg,mpegvideo,mpegts,asf,ogg,gif,apng,mjpeg,yuv4mpegpipe,ivf,obu,nut,mxf,dv,rm,wtv"
 )
@@ -195,6 +196,24 @@ class _DecoderReader(VideoReader):
         return _channels_last(frame[None])[0].cpu().numpy()
 
 
+class _Source:
+    """A file as FFmpeg gets it.
+
+    The content alone, so that no name is taken for an option, a URL, a pattern or a format; and for a place that cannot
+    be, an error's number: PyAV raises the exceptions of files later, and elsewhere.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return -errno.EINVAL
+
+
 class _FileReader(VideoReader):
     """A file through PyAV. One pass over the packets finds the true times, then frames are decoded from keyframes on.
 
@@ -244,7 +263,7 @@ class _FileReader(VideoReader):
         decoder_options = {"max_pixels": str(self.limits.pixels)}
         try:
             self._container = av.open(
-                self._file,
+                _Source(self._file),
                 # What no container of the list should do, opening something else, is not possible either.
                 container_options={"format_whitelist": _CONTAINERS, "protocol_whitelist": ""},
                 options=decoder_options,
@@ -265,7 +284,7 @@ class _FileReader(VideoReader):
         return self._container.streams[self._stream_index]
 
     def _pick_stream(self) -> int:
-        """FFmpeg's choice among the video streams; cover pictures, and text that FFmpeg would draw, are none."""
+        """FFmpeg's choice among the video streams; cover pictures are none."""
         from av.stream import Disposition
 
         streams = self._container.streams
@@ -347,6 +366,8 @@ class _FileReader(VideoReader):
                 yield packet
                 self.limits.check("work_seconds", monotonic() - self._work_began, self.name)
         except (av.FFmpegError, OSError):
+            return
+        except IndexError:  # of PyAV at the end of a file, where it finds streams that were not there when it opened
             return
 
     def _frame_at(self, time: float) -> np.ndarray:
@@ -460,8 +481,7 @@ def _open_path(path: str | bytes, limits: VideoLimits) -> VideoReader:
     if not status.st_size:
         raise VideoError(f"{name}: the file is empty (0 bytes)")
     try:
-        # FFmpeg gets the content alone, so that no name is taken for an option, a URL, a pattern or a format.
-        file = open(os.open(path, os.O_RDONLY), "rb")  # noqa: SIM115 (lives as long as its reader)
+        file = open(path, "rb")  # noqa: SIM115 (lives as long as its reader)
     except OSError as error:
         raise VideoError(f"{name}: the file cannot be opened ({_reason(error)})") from None
     return _FileReader(file, name, limits, owned=True)
