@@ -92,7 +92,7 @@ def variant(sources: list[bytes], seed: int, number: int) -> bytes:
         if not data:
             break
     if data == source:
-        data[begin] ^= 1
+        data[0] ^= 1
     return bytes(data)
 
 
