@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from .pipeline_sail import DenseVideoCaptioningPipeline
     from .processing_sail import SailProcessor
     from .trainer import SailTrainer, SailTrainingArguments
-    from .video_processing_sail import SailVideoProcessor, VideoError
+    from .video_limits import VideoError, VideoLimits
+    from .video_processing_sail import SailVideoProcessor
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "SailVideoProcessor",
     "SailVisionConfig",
     "VideoError",
+    "VideoLimits",
 ]
 
 _MODULES = {
@@ -50,7 +52,8 @@ _MODULES = {
     "SailTrainingArguments": "trainer",
     "SailVideoProcessor": "video_processing_sail",
     "SailVisionConfig": "configuration_sail",
-    "VideoError": "video_processing_sail",
+    "VideoError": "video_limits",
+    "VideoLimits": "video_limits",
 }
 
 

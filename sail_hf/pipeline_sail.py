@@ -13,7 +13,8 @@ from transformers.pipelines.base import ChunkPipeline
 from .alignment_sail import ALIGNMENTS
 from .clip_sail import SailClip
 from .loss_sail import cosines
-from .video_processing_sail import SailVideoProcessor, open_video, uniform_times
+from .video_processing_sail import SailVideoProcessor
+from .video_reading import open_video, uniform_times
 
 # Frames that are read and encoded at a time when captions are given: bounds the memory, whatever the video's length.
 _FRAMES_AT_ONCE = 64

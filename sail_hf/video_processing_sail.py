@@ -1,137 +1,37 @@
-"""Videos of every kind to CLIP-ready frames: reading by presentation time, and the preprocessing of CLIP."""
+"""Frames of videos to pixels as CLIP expects them, and stored features to a fixed number of frames."""
 
-import http.client
-import io
-import os
-import shutil
-import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
-from abc import ABC, abstractmethod
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from numbers import Real
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from huggingface_hub.dataclasses import validate_typed_dict
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ChannelDimension, PILImageResampling
+from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from .sharing import LoadedByPackage
+from .video_limits import VideoError, VideoLimits
+from .video_reading import is_image_list, open_video, uniform_times
 
-# A frame that cannot be decoded may be replaced by one at most this far from it, in seconds.
-MAX_GAP = 1.0
-# Times are compared to the microsecond, so that 3 * 0.1 s shows the frame of 0.3 s.
-_EPSILON = 1e-6
-_DOWNLOAD_TIMEOUT = 60
-# Position of a reader that decodes from the beginning of the file instead of from a keyframe.
-_BEGINNING = -1
-
-
-class VideoError(ValueError):
-    """A video that cannot be read, or does not cover what was asked; the message names it and says what was found."""
-
-
-class VideoReader(ABC):
-    """Frames of one video by time; made by [`open_video`], used as a context manager.
-
-    Attributes:
-        name (`str`): file name, URL or kind of the video, for messages.
-        duration (`float`): seconds from time zero to the end of the last frame. For a file that is cut off, what its
-            header states.
-        fps (`float`): mean number of frames per second.
-    """
-
-    name: str
-    duration: float
-    fps: float
-
-    def frames_at(self, times: Iterable[float]) -> Iterator[np.ndarray]:
-        """Yield the frame shown at each time, one by one: the one with the largest presentation time <= t.
-
-        Times before the first frame give the first, times past the end the last one.
-
-        Args:
-            times: seconds; ascending times are fastest.
-
-        Returns:
-            `uint8` RGB arrays `(H, W, 3)`, upright (rotation metadata applied).
-
-        Raises:
-            VideoError: a frame cannot be decoded, nor any other frame within `MAX_GAP` (1 second) of it.
-        """
-        for time in times:
-            if not np.isfinite(time):
-                raise VideoError(f"{self.name}: expected times in seconds, found {time}")
-            yield self._frame_at(float(time))
-
-    @abstractmethod
-    def _frame_at(self, time: float) -> np.ndarray: ...
-
-    def close(self) -> None:  # noqa: B027 (most readers hold nothing to release)
-        """Release the file."""
-
-    def __enter__(self) -> "VideoReader":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-
-def open_video(video: Any, fps: float | None = None) -> VideoReader:
-    """Open a video of any kind.
-
-    Args:
-        video: a path, an http(s) URL (downloaded to a temporary file), `bytes`, a binary file object, a dictionary
-            with `"path"` or `"bytes"` (what `datasets.Video(decode=False)` yields), a `uint8` array or tensor
-            `(T, H, W, 3)` or `(T, 3, H, W)`, a list of PIL images, or a torchcodec `VideoDecoder`.
-        fps: frames per second of an array, a tensor or a list of images, where it is required. Everything else carries
-            its own presentation times.
-
-    Raises:
-        VideoError: no readable video, a wrong shape or type, or `fps` missing or out of place.
-    """
-    if isinstance(video, dict):
-        video = video.get("bytes") or video.get("path")
-    if _is_image_list(video):
-        return _FrameSequenceReader(video, fps, f"the list of {len(video)} images")
-    if isinstance(video, (np.ndarray, torch.Tensor)):
-        return _FrameSequenceReader(_channels_last(video), fps, f"the {type(video).__name__} {tuple(video.shape)}")
-    if fps is not None:
-        raise VideoError(
-            f"fps={fps} belongs to arrays and lists of images; {_describe(video)} carries its own presentation times"
-        )
-    if hasattr(video, "get_frames_played_at"):
-        return _DecoderReader(video)
-    if isinstance(video, (bytes, bytearray, memoryview)):
-        if not len(video):
-            raise VideoError("The video is empty (0 bytes)")
-        return _FileReader(io.BytesIO(video), f"the video of {len(video)} bytes")
-    if isinstance(video, str) and video.lower().startswith(("http://", "https://")):
-        return _open_url(video)
-    if isinstance(video, (str, os.PathLike)):
-        return _open_path(Path(video))
-    if hasattr(video, "read"):
-        return _open_file_object(video)
-    raise VideoError(
-        "Expected a path, URL, bytes, binary file object, uint8 array or tensor, list of PIL images or torchcodec "
-        f"decoder, found {_describe(video)}"
-    )
-
-
-def uniform_times(num_frames: int, start: float, end: float) -> np.ndarray:
-    """`num_frames` times from `start` to `end`, both included, in seconds: the grid of Eq. 1's masks.
-
-    Returns: `float64` array `(num_frames,)`; a single frame is the one at `start`.
-    """
-    return np.linspace(start, end, num_frames)
+# Options of transformers' video processors of which only one value makes sense here, and what to do instead.
+_ONLY = {
+    "do_sample_frames": (
+        True,
+        "frames are sampled over the presentation time; num_frames=len(video) takes all of an array",
+    ),
+    "do_convert_rgb": (True, "frames are always read as RGB"),
+    "do_pad": (False, "the frames of a batch have one size; size and crop_size set it"),
+    "data_format": (ChannelDimension.FIRST, "the model takes pixels as (B, T, 3, H, W)"),
+    "fps": (None, "it belongs to one array or list of images; give it in the call, with the video"),
+    "video_metadata": (None, "give the frame rate of an array or list of images as fps, in the call"),
+    "return_metadata": (False, "the result holds `durations`; open_video gives a video's frame rate as well"),
+}
+# What saved configurations hold besides options.
+_SAVED = {"video_processor_type", "image_processor_type", "feature_extractor_type", "processor_class", "auto_map"}
 
 
 def resample_features(features: torch.Tensor | np.ndarray, num_frames: int) -> torch.Tensor:
@@ -161,16 +61,24 @@ class SailVideoProcessor(LoadedByPackage, BaseVideoProcessor):
     """Samples frames uniformly over a video's presentation time and preprocesses them as CLIP does.
 
     Resize of the short side (bicubic, antialiased), centre crop, division by 255, normalisation. Defaults: OpenAI's
-    CLIP at 224 pixels.
+    CLIP at 224 pixels. Every option can be given here, or in a call for that call.
 
     Args:
         num_frames (`int`, defaults to 32): T, frames per video.
-        size (`dict`, defaults to `{"shortest_edge": 224}`; `{"height", "width"}` squashes frames into that), crop_size (`dict`, defaults to 224 x 224): pixels.
+        do_resize, do_center_crop, do_rescale, do_normalize (`bool`, default to True): the four steps.
+        size (`dict`, defaults to `{"shortest_edge": 224}`; `{"height", "width"}` squashes frames into that), crop_size
+            (`dict`, defaults to 224 x 224): pixels.
         resample (`PILImageResampling`, defaults to bicubic)
-        image_mean, image_std (`list[float]`): of RGB values in [0, 1].
+        rescale_factor (`float`, defaults to 1 / 255)
+        image_mean, image_std (`float` or `list[float]`): of RGB values in [0, 1].
+        device (`str` or `torch.device`, *optional*): where frames are processed and the result lies.
+
+    Raises:
+        ValueError: an option that is unknown, or has a value that cannot be honoured.
     """
 
     num_frames = 32
+    do_resize = do_center_crop = do_rescale = do_normalize = True
     size = {"shortest_edge": 224}
     default_to_square = False
     crop_size = {"height": 224, "width": 224}
@@ -178,6 +86,10 @@ class SailVideoProcessor(LoadedByPackage, BaseVideoProcessor):
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
     model_input_names = ["pixel_values_videos", "video_attention_mask"]
+
+    def __init__(self, **kwargs: Unpack[VideosKwargs]):
+        self._resolve({name: value for name, value in kwargs.items() if name not in _SAVED})
+        super().__init__(**kwargs)
 
     @classmethod
     def from_vision_config(cls, vision_config, num_frames: int = 32) -> "SailVideoProcessor":
@@ -196,37 +108,46 @@ class SailVideoProcessor(LoadedByPackage, BaseVideoProcessor):
         self,
         videos: Any,
         fps: float | Sequence[float | None] | None = None,
-        num_frames: int | None = None,
         start: float | Sequence[float | None] | None = None,
         end: float | Sequence[float | None] | None = None,
         return_tensors: str | None = "pt",
+        limits: VideoLimits | None = None,
+        **kwargs: Unpack[VideosKwargs],
     ) -> BatchFeature:
         """Sample and preprocess one video or a list of videos; the same as calling the processor.
 
         Args:
             videos: one video or a list of them, each of any kind that [`open_video`] takes.
             fps: frames per second of arrays and image lists; one number, or one per video.
-            num_frames: frames per video. Defaults to `self.num_frames`.
             start, end: seconds, the part of each video to sample; a number for all or one per video. Defaults: all of
                 the video.
             return_tensors: framework of the result, as everywhere in transformers.
+            limits: what each video may ask for; see [`open_video`].
+            kwargs: options of the class, for this call; None stands for the processor's own. `input_data_format`
+                states the layout of arrays (`"channels_first"` or `"channels_last"`), which is found by their shape
+                otherwise.
 
         Returns:
             `pixel_values_videos` `(B, T, 3, H, W)`, `video_attention_mask` `(B, T)` (all 1: every frame is real) and
             `durations` `(B,)`, of the whole videos in seconds.
 
         Raises:
-            VideoError: a video cannot be read or does not cover `start` to `end`.
+            VideoError: a video cannot be read, does not cover `start` to `end`, or exceeds a limit.
+            ValueError: an option that is unknown, or has a value that cannot be honoured.
         """
-        many = isinstance(videos, (list, tuple)) and not _is_image_list(videos)
+        options = self._resolve(kwargs)
+        limits = VideoLimits.from_environment() if limits is None else limits
+        limits.check("frames", options["num_frames"], "num_frames")
+        many = isinstance(videos, (list, tuple)) and not is_image_list(videos)
         videos = list(videos) if many else [videos]
         if not videos:
             raise VideoError("Expected at least one video, found an empty list")
-        num_frames = self.num_frames if num_frames is None else num_frames
-        options = [_one_per_video(name, x, len(videos)) for name, x in [("fps", fps), ("start", start), ("end", end)]]
+        per_video = [
+            _one_per_video(name, x, len(videos)) for name, x in [("fps", fps), ("start", start), ("end", end)]
+        ]
         pixels, durations = [], []
-        for video, video_fps, video_start, video_end in zip(videos, *options, strict=True):
-            with open_video(video, fps=video_fps) as reader:
+        for video, video_fps, video_start, video_end in zip(videos, *per_video, strict=True):
+            with open_video(_as_stated(video, options["input_data_format"]), video_fps, limits) as reader:
                 first = 0.0 if video_start is None else video_start
                 last = reader.duration if video_end is None else video_end
                 if not 0 <= first <= last or first > reader.duration:
@@ -234,381 +155,90 @@ class SailVideoProcessor(LoadedByPackage, BaseVideoProcessor):
                         f"{reader.name}: expected 0 <= start <= end and a start within its {reader.duration:.3f} s, "
                         f"found start={first}, end={last}"
                     )
-                pixels.append(self.process_frames(reader.frames_at(uniform_times(num_frames, first, last))))
+                times = uniform_times(options["num_frames"], first, last)
+                pixels.append(self.process_frames(reader.frames_at(times), limits, **kwargs))
                 durations.append(reader.duration)
+        pixels = _stack(pixels)
         data = {
-            "pixel_values_videos": torch.stack(pixels),
-            "video_attention_mask": torch.ones(len(pixels), num_frames, dtype=torch.long),
-            "durations": torch.tensor(durations),
+            "pixel_values_videos": pixels,
+            "video_attention_mask": torch.ones(pixels.shape[:2], dtype=torch.long, device=pixels.device),
+            "durations": torch.tensor(durations, device=pixels.device),
         }
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def process_frames(self, frames: Iterable[np.ndarray]) -> torch.Tensor:
+    def process_frames(
+        self, frames: Iterable[np.ndarray], limits: VideoLimits | None = None, **kwargs: Unpack[VideosKwargs]
+    ) -> torch.Tensor:
         """Preprocess frames one by one, so that only the small crops of a video are held.
 
         Args:
             frames: `uint8` RGB arrays `(H, W, 3)`, of any size.
+            limits: of which `held_bytes` is meant; see [`open_video`].
+            kwargs: options of the class, for this call.
 
-        Returns: `float32` `(T, 3, crop_height, crop_width)`.
+        Returns: `float32` `(T, 3, crop_height, crop_width)`; `uint8` if neither rescaled nor normalised.
         """
-        crops = []
+        options = self._resolve(kwargs)
+        limits = VideoLimits.from_environment() if limits is None else limits
+        held = 0
+        images = []
         for frame in frames:
             image = torch.from_numpy(np.require(frame, requirements=["C", "W"])).permute(2, 0, 1)
-            image = self.resize(image, self.size, self.resample)
-            # transformers' own centre crop rounds odd margins down, torchvision and open_clip round them to even.
-            crops.append(tvF.center_crop(image, [self.crop_size.height, self.crop_size.width]))
-        if not crops:
+            image = image.to(options["device"])
+            if options["do_resize"]:
+                image = self.resize(image, options["size"], options["resample"])
+            if options["do_center_crop"]:
+                # transformers' own centre crop rounds odd margins down, torchvision and open_clip round them to even.
+                image = tvF.center_crop(image, [options["crop_size"].height, options["crop_size"].width])
+            images.append(image)
+            held += image.numel() * torch.float32.itemsize
+            limits.check("held_bytes", held, f"{len(images)} frames of {image.shape[2]} x {image.shape[1]}")
+        if not images:
             raise VideoError("Expected at least one frame, found none")
-        return self.rescale_and_normalize(
-            torch.stack(crops), True, self.rescale_factor, True, tuple(self.image_mean), tuple(self.image_std)
-        )
+        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+        return self.rescale_and_normalize(_stack(images), *(options[name] for name in names))
 
-
-class _FrameSequenceReader(VideoReader):
-    """Frames in memory at a fixed rate: frame i is shown from i / fps to (i + 1) / fps."""
-
-    def __init__(self, frames: Sequence, fps: float | None, name: str):
-        if not isinstance(fps, Real) or not np.isfinite(float(fps)) or fps <= 0:
-            raise VideoError(f"Expected fps= (frames per second, above 0) with {name}, found fps={fps!r}")
-        self.name = name
-        self.fps = float(fps)
-        self.duration = len(frames) / self.fps
-        self._frames = frames
-
-    def _frame_at(self, time: float) -> np.ndarray:
-        index = int(np.clip((time + _EPSILON) * self.fps, 0, len(self._frames) - 1))
-        frame = self._frames[index]
-        if isinstance(frame, Image.Image):
-            return np.asarray(frame.convert("RGB"))
-        return frame.cpu().numpy() if isinstance(frame, torch.Tensor) else frame
-
-
-class _DecoderReader(VideoReader):
-    """A torchcodec `VideoDecoder`, or an object with its `metadata` and `get_frames_played_at`."""
-
-    def __init__(self, decoder):
-        metadata = decoder.metadata
-        self.name = f"the {type(decoder).__name__}"
-        self._decoder = decoder
-        self._begin = float(metadata.begin_stream_seconds or 0.0)
-        end = metadata.end_stream_seconds
-        if end is None:
-            raise VideoError(f"{self.name}: its metadata state no end; open the decoder with seek_mode='exact'")
-        self.duration = float(end) - self._begin
-        self.fps = float(metadata.average_fps or 0.0)
-
-    def _frame_at(self, time: float) -> np.ndarray:
-        # torchcodec refuses the end of the last frame, and times outside of the stream.
-        seconds = self._begin + float(np.clip(time + _EPSILON, 0, self.duration - _EPSILON))
-        try:
-            frame = self._decoder.get_frames_played_at([seconds]).data[0]
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise VideoError(f"{self.name}: no frame could be decoded at {time:.3f} s: {error}") from error
-        return _channels_last(frame[None])[0].cpu().numpy()
-
-
-class _FileReader(VideoReader):
-    """A file through PyAV. One pass over the packets finds the true times, then frames are decoded from keyframes on.
-
-    Headers are not trusted for times: Matroska and WebM often state neither duration nor frame count, and many files
-    have a variable frame rate. Time zero is the start of the container.
-    """
-
-    def __init__(self, source: str | BinaryIO, name: str, owned: BinaryIO | None = None):
-        self.name = name
-        self._source = source
-        self._owned = owned  # a file that is closed with the reader
-        self._container = None
-        self._decoded: Iterator = iter(())  # frames as the decoder gives them
-        self._current = None  # latest frame at or before the last target, ...
-        self._ahead = None  # ... and the one after it, if it had to be decoded
-        self._position = _BEGINNING  # of the last packet given to the decoder, in file order
-        self._array: tuple[int, np.ndarray] | None = None  # the last frame as RGB, with its time
-        try:
-            self._open()
-            self._stream_index = self._pick_stream()
-            self._scan()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        self._decoded, self._current, self._ahead = iter(()), None, None
-        if self._container is not None:
-            self._container.close()
-        if self._owned is not None:
-            self._owned.close()
-
-    def _open(self) -> None:
-        import av
-
-        if self._container is not None:
-            self._container.close()
-        if not isinstance(self._source, str):
-            self._source.seek(0)
-        try:
-            # A playlist inside of a video must not open network addresses.
-            options = {"protocol_whitelist": "file"}
-            self._container = av.open(self._source, container_options=options, metadata_errors="replace")
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(
-                f"{self.name}: no video that FFmpeg can read ({_reason(error)}). Is it a video, and complete?"
-            ) from None
-
-    @property
-    def _stream(self):
-        return self._container.streams[self._stream_index]
-
-    def _pick_stream(self) -> int:
-        """FFmpeg's choice among the video streams; cover pictures, and text that FFmpeg would draw, are none."""
-        from av.stream import Disposition
-
-        streams = self._container.streams
-        codecs = {stream.index: stream.codec_context.name if stream.codec_context else None for stream in streams}
-        videos = [stream for stream in streams.video if codecs[stream.index]]
-        videos = [stream for stream in videos if not stream.disposition & Disposition.attached_pic]
-        if self._container.format.name == "tty" or not videos:
-            found = [f"{stream.type} ({codecs[stream.index] or 'unknown codec'})" for stream in streams]
-            raise VideoError(
-                f"{self.name}: no video stream that can be decoded; found {', '.join(found) or 'no stream at all'}"
+    def _resolve(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """All options, in transformers' standard form; what is not in `kwargs` is the processor's own."""
+        names = self.valid_kwargs.__annotations__
+        if unknown := sorted(kwargs.keys() - names):
+            raise ValueError(
+                f"{', '.join(unknown)}: no option of {type(self).__name__}; there are {', '.join(names)}."
             )
-        best = streams.best("video")
-        return (best if best in videos else max(videos, key=lambda stream: stream.width * stream.height)).index
-
-    def _scan(self) -> None:
-        """Read all packets, without decoding, for the times of the frames and the keyframes to start from."""
-        container, stream = self._container, self._stream
-        tick = stream.time_base
-        shown, keys, durations = [], [], {}
-        self._order = {}  # place in the file of the packet with a presentation time, ...
-        self._seek_times = []  # ... and the time to seek to for the packet at a place
-        end_of_data, num_untimed = 0.0, 0
-        for packet in self._read_packets(*container.streams):
-            time = _timestamp(packet)
-            if not packet.size:
-                continue
-            if time is None:
-                num_untimed += 1
-                continue
-            end_of_data = max(end_of_data, float((time + (packet.duration or 0)) * packet.time_base))
-            if packet.stream_index != stream.index:
-                continue
-            position = len(self._seek_times)
-            self._order[time] = position
-            # Demuxers seek by decoding or by presentation time: the smaller serves both.
-            self._seek_times.append(time if packet.dts is None else min(time, packet.dts))
-            if packet.is_keyframe:
-                keys.append((time, position))
-            if not packet.is_discard:  # edit lists: decoded, but not shown
-                shown.append(time)
-                durations[time] = packet.duration
-        if not shown:
-            found = f"{num_untimed} packets without presentation times" if num_untimed else "no frames"
-            raise VideoError(f"{self.name}: its video stream ({stream.codec_context.name}) holds {found}")
-        keys.sort()
-        self._key_times = [time for time, _ in keys]
-        self._key_positions = [position for _, position in keys]
-        self._shown = np.unique(np.array(shown, dtype=np.int64))
-        start = 0.0 if container.start_time is None else container.start_time / 1e6
-        self._times = (self._shown - round(start / tick)) * tick.numerator / tick.denominator
-        step = float(np.median(np.diff(self._times))) if len(shown) > 1 else 1 / float(stream.average_rate or 25)
-        last = float((durations[int(self._shown[-1])] or 0) * tick) or step
-        self._end = self.duration = float(self._times[-1]) + last
-        self.fps = len(self._shown) / self.duration
-        # A header that promises clearly more than the file holds: the file is cut off.
-        stated = 0.0 if container.duration is None else container.duration / 1e6
-        if stated - max(end_of_data - start, self._end) > max(MAX_GAP, 0.05 * stated):
-            self.duration = stated
-
-    def _read_packets(self, *streams) -> Iterator:
-        """Packets up to the end of the file or to damage that stops the demuxer."""
-        import av
-
-        try:
-            yield from self._container.demux(*streams)
-        except av.FFmpegError:
-            return
-
-    def _frame_at(self, time: float) -> np.ndarray:
-        if min(time, self.duration) > self._end + MAX_GAP:
-            raise VideoError(
-                f"{self.name}: a frame at {time:.2f} s was asked for, but the file ends after {self._end:.2f} s "
-                f"({len(self._shown)} frames) of the {self.duration:.2f} s that its header states. Is it cut off?"
-            )
-        index = np.searchsorted(self._times, time + _EPSILON, side="right") - 1
-        frame = self._decode(int(self._shown[max(index, 0)]))
-        if self._array is None:
-            # Once per file: a PyAV frame whose side data were asked for is freed by the garbage collector only.
-            self._matrix = _display_matrix(frame)
-        if self._array is None or self._array[0] != _timestamp(frame):
-            self._array = _timestamp(frame), _upright(frame.to_ndarray(format="rgb24"), self._matrix)
-        return self._array[1]
-
-    def _decode(self, target: int):
-        """The frame of presentation time `target` (in ticks), or what damage has left within `MAX_GAP` of it."""
-        gap = int(MAX_GAP / self._stream.time_base)
-        reached = None if self._current is None else _timestamp(self._current)
-        nearest = self._keyframe_before(target)
-        # Some keyframes give whole pictures only later (intra refresh, damage): then start at an earlier one, and
-        # where that leaves nothing to show, at the beginning.
-        found = []
-        for key in dict.fromkeys([nearest, self._keyframe_before(max(target - gap, int(self._shown[0]))), _BEGINNING]):
-            if key == _BEGINNING and found:
-                break
-            decode_on = key == nearest and reached is not None and reached <= target and key <= self._position
-            if not decode_on:
-                self._start_at(key)
-            self._advance(target)
-            if self._current is not None and _timestamp(self._current) == target:
-                return self._current
-            near = [frame for frame in (self._current, self._ahead) if frame is not None]
-            found += [frame for frame in near if abs(_timestamp(frame) - target) <= gap]
-        if not found:
-            asked = self._times[np.searchsorted(self._shown, target)]
-            raise VideoError(
-                f"{self.name}: damaged; neither the frame at {asked:.2f} s nor any within {MAX_GAP:g} s of it can be "
-                f"decoded ({len(self._shown)} frames over {self._end:.2f} s are listed)"
-            )
-        before = [frame for frame in found if _timestamp(frame) <= target]
-        return max(before, key=_timestamp) if before else min(found, key=_timestamp)
-
-    def _keyframe_before(self, time: int) -> int:
-        """Position of the last keyframe shown at or before `time` (frames after it never need older ones)."""
-        index = bisect_right(self._key_times, time) - 1
-        return self._key_positions[index] if index >= 0 else _BEGINNING
-
-    def _start_at(self, key: int) -> None:
-        import av
-
-        self._current, self._ahead, self._position = None, None, _BEGINNING
-        if key == _BEGINNING:
-            self._open()
-        else:
-            try:
-                self._container.seek(self._seek_times[key], stream=self._stream)
-            except av.FFmpegError:
-                self._decoded = iter(())
-                return
-        self._decoded = self._decode_from(key)
-
-    def _decode_from(self, key: int) -> Iterator:
-        """Frames from the keyframe at position `key` on; none if the seek has landed behind it."""
-        import av
-
-        started = key == _BEGINNING
-        for packet in self._read_packets(self._stream):
-            time = _timestamp(packet)
-            if not packet.size and time is not None:
-                continue  # an empty sample repeats the last frame; to the decoder it would mean the end
-            position = self._order.get(time)
-            if not started:
-                if position is None or position < key:
-                    continue
-                if position > key:
-                    return
-                started = True
-            self._position = self._position if position is None else position
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                continue
-            yield from (frame for frame in frames if _timestamp(frame) is not None and not frame.is_corrupt)
-
-    def _advance(self, target: int) -> None:
-        """Decode until the current frame is the one shown at `target`."""
-        while self._current is None or _timestamp(self._current) < target:
-            self._ahead = self._ahead or next(self._decoded, None)
-            if self._ahead is None or _timestamp(self._ahead) > target:
-                return
-            self._current, self._ahead = self._ahead, None
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        validate_typed_dict(self.valid_kwargs, kwargs)
+        options = {name: kwargs.get(name, getattr(self, name, None)) for name in names}
+        for name, (value, instead) in _ONLY.items():
+            if options[name] not in (None, value):
+                raise ValueError(f"{name}={options[name]!r} cannot be honoured: {instead}.")
+        if options["num_frames"] < 1:
+            raise ValueError(f"Expected num_frames of 1 or more, found {options['num_frames']}.")
+        options = self._standardize_kwargs(**options)
+        self._validate_preprocess_kwargs(**options)
+        return options
 
 
-def _open_path(path: Path) -> VideoReader:
-    if path.is_dir():
-        raise VideoError(f"{path}: expected a video file, found a folder")
-    try:
-        size = path.stat().st_size
-    except (OSError, ValueError) as error:
-        raise VideoError(f"{path}: no such video file ({_reason(error)})") from None
-    if not size:
-        raise VideoError(f"{path}: the file is empty (0 bytes)")
-    # With the protocol spelt out, no name is taken for an option, a URL or a pattern.
-    return _FileReader(f"file:{path}", str(path))
-
-
-def _open_file_object(file: BinaryIO) -> VideoReader:
-    name = str(getattr(file, "name", None) or f"the {type(file).__name__}")
-    if isinstance(file, io.TextIOBase):
-        raise VideoError(f"{name}: expected a binary file object (open it with 'rb'), found one in text mode")
-    if hasattr(file, "seekable") and file.seekable():
-        if not file.seek(0, io.SEEK_END):
-            raise VideoError(f"{name}: the file is empty (0 bytes)")
-        return _FileReader(file, name)
-    return _copy_to_temporary_file(file, name)
-
-
-def _open_url(url: str) -> VideoReader:
-    parts = urllib.parse.urlsplit(url)
-    # Queries and user names of links hold tokens: they do not belong in messages.
-    name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "sail_hf"})
-        with urllib.request.urlopen(request, timeout=_DOWNLOAD_TIMEOUT) as response:
-            return _copy_to_temporary_file(response, name)
-    except urllib.error.HTTPError as error:
-        raise VideoError(f"{name}: the download failed (HTTP {error.code} {error.reason})") from None
-    except OSError as error:  # URLError and timeouts are OSErrors
-        raise VideoError(f"{name}: the download failed ({_reason(error)})") from None
-    except (http.client.HTTPException, ValueError) as error:
-        if isinstance(error, VideoError):
-            raise
-        # The text of these errors repeats the URL.
-        raise VideoError(f"{name}: the download failed ({type(error).__name__})") from None
-
-
-def _copy_to_temporary_file(stream: BinaryIO, name: str) -> VideoReader:
-    """A reader of a stream that cannot seek; the copy vanishes with the reader."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the reader)
-    shutil.copyfileobj(stream, file)
-    if not file.tell():
-        file.close()
-        raise VideoError(f"{name}: empty (0 bytes)")
-    return _FileReader(file, name, owned=file)
-
-
-def _display_matrix(frame) -> np.ndarray | None:
-    """Display matrix (9 integers) of a PyAV frame."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    return None if matrix is None else np.frombuffer(matrix, dtype=np.int32).astype(np.int64)
-
-
-def _upright(array: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """An image `(H, W, 3)` turned and mirrored as its display matrix says, to the nearest right angle."""
-    if matrix is None:
-        return array
-    # A pixel (x, y) is shown at (a x + c y, b x + d y).
-    a, b, _, c, d = matrix[:5]
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        array, a, d = array.transpose(1, 0, 2), c, b
-    return array[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-
-
-def _channels_last(video: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
-    """`(T, H, W, 3)` of a checked `uint8` video in either layout."""
-    shape = tuple(video.shape)
-    if len(shape) != 4 or 0 in shape or 3 not in (shape[3], shape[1]):
-        raise VideoError(f"Expected a video array of shape (T, H, W, 3) or (T, 3, H, W), found {shape}")
-    if video.dtype not in (np.uint8, torch.uint8):
-        raise VideoError(
-            f"Expected a video array of dtype uint8 with values 0 to 255, found {video.dtype} of shape {shape}"
-        )
-    if shape[3] == 3:
+def _as_stated(video: Any, layout: str | None) -> Any:
+    """An array in the layout that `input_data_format` states, as `(T, H, W, 3)`; anything else as it is."""
+    if layout is None or not isinstance(video, (np.ndarray, torch.Tensor)):
         return video
-    return video.permute(0, 2, 3, 1) if isinstance(video, torch.Tensor) else video.transpose(0, 2, 3, 1)
+    channel = 1 if ChannelDimension(layout) is ChannelDimension.FIRST else 3
+    if video.ndim != 4 or video.shape[channel] != 3:
+        raise VideoError(
+            f"Expected 3 channels in dimension {channel}, as input_data_format={layout!r} says, "
+            f"found shape {tuple(video.shape)}"
+        )
+    return torch.as_tensor(video).movedim(channel, 3)
 
 
-def _is_image_list(video: Any) -> bool:
-    return isinstance(video, (list, tuple)) and bool(video) and all(isinstance(x, Image.Image) for x in video)
+def _stack(images: list[torch.Tensor]) -> torch.Tensor:
+    """Images, or stacks of them, of one size as one tensor."""
+    if len(shapes := {tuple(image.shape[-2:]) for image in images}) > 1:
+        raise ValueError(
+            f"Expected frames of one size, found {sorted(shapes)} (height, width). Without do_center_crop, give size "
+            "a height and a width."
+        )
+    return torch.stack(images)
 
 
 def _one_per_video(name: str, value: Any, num_videos: int) -> list:
@@ -617,16 +247,3 @@ def _one_per_video(name: str, value: Any, num_videos: int) -> list:
     if len(value) != num_videos:
         raise VideoError(f"Expected one {name} for each of {num_videos} videos, found {len(value)}")
     return list(value)
-
-
-def _timestamp(packet_or_frame) -> int | None:
-    """Presentation time in ticks; old AVI files have decoding times only."""
-    return packet_or_frame.dts if packet_or_frame.pts is None else packet_or_frame.pts
-
-
-def _describe(video: Any) -> str:
-    return f"{str(video)!r}" if isinstance(video, (str, os.PathLike)) else f"an object of type {type(video).__name__}"
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(getattr(error, "reason", None) or error)

@@ -49,7 +49,7 @@ def plot_events(
     """
     from matplotlib.figure import Figure
 
-    from .video_processing_sail import open_video
+    from .video_reading import open_video
 
     events, references = _checked(events), _checked(references or [])
     if masks is not None:

@@ -23,7 +23,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from sail_hf import DenseVideoCaptioningPipeline, SailForDenseVideoCaptioning, SailProcessor, VideoError
 from sail_hf.pipeline_sail import chunk_bounds
-from sail_hf.video_processing_sail import open_video
+from sail_hf.video_reading import open_video
 
 ROOT = Path(__file__).parents[1]
 TASK = "dense-video-captioning"

@@ -25,7 +25,8 @@ from playground_drawing import SIZE, draw_background
 from train_clip import ClipArguments, load_pictures, retrieval_accuracy, train_clip
 
 from sail_hf.clip_sail import load_clip
-from sail_hf.video_processing_sail import SailVideoProcessor, open_video
+from sail_hf.video_processing_sail import SailVideoProcessor
+from sail_hf.video_reading import open_video
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,8 @@ from transformers import HfArgumentParser
 
 from sail_hf.clip_sail import SailClip, load_clip
 from sail_hf.data import VIDEO_EXTENSIONS, find_video, find_videos
-from sail_hf.video_processing_sail import SailVideoProcessor, open_video, uniform_times
+from sail_hf.video_processing_sail import SailVideoProcessor
+from sail_hf.video_reading import open_video, uniform_times
 
 ROWS_AT_ONCE = 256
 MAX_LISTED = 20
