@@ -9,6 +9,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from tiny import make_processor  # noqa: E402
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -18,6 +20,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the reference data folder {SHARED} is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def processor():
+    """A processor of 8 frames with the tiny tokenizer; nothing may change it."""
+    return make_processor()
 
 
 @pytest.fixture(scope="session")

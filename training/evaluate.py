@@ -5,26 +5,23 @@
 It only scores files. Everything that is wrong with one of them is said before anything is computed.
 """
 
-import json
 import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from annotations import MAX_OVERRUN, read_annotation_file
 from transformers import HfArgumentParser
 
-from sail_hf.data import write_json
-from sail_hf.metric import METRICS, DenseVideoCaptioningMetric, checked_prediction, format_table
+from sail_hf.data import MAX_OVERRUN, SUBMISSION_FORM, read_annotations, read_predictions, reference_sets, write_json
+from sail_hf.metric import METRICS, DenseVideoCaptioningMetric, format_table
 
 logger = logging.getLogger(__name__)
-FORM = '{"results": {video_id: [{"sentence": str, "timestamp": [start, end]}, ...]}}'
 
 
 @dataclass
 class EvaluateArguments:
-    predictions: Path = field(metadata={"help": f"JSON file of the form {FORM}, times in seconds."})
+    predictions: Path = field(metadata={"help": f"JSON file of the form {SUBMISSION_FORM}, in seconds."})
     references: list[str] = field(
         metadata={"help": "Annotation files with time stamps; several are independent references of the same videos."}
     )
@@ -38,47 +35,6 @@ class EvaluateArguments:
     metrics: list[str] = field(
         default_factory=lambda: list(METRICS), metadata={"help": f"Any of {' '.join(METRICS)}; default all."}
     )
-
-
-def read_predictions(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The `results` of a submission: video id -> events with "timestamp" (seconds) and "sentence".
-
-    Raises ValueError naming the file, the place and what is wrong there.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
-    results = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(results, dict):
-        found = f"the keys {list(content)[:5]}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ValueError(f'{path}: expected the key "results", as in {FORM}; found {found}')
-    try:
-        return {video: checked_prediction(events, f"results[{video!r}]") for video, events in results.items()}
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def read_references(paths: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Video id -> its reference sets, one per file; the set of a file that lacks the video is empty.
-
-    Raises FileNotFoundError and ValueError as `read_annotation_file` does; ValueError for a file without time stamps.
-    """
-    files = []
-    for path in paths:
-        rows = {row["video_id"]: row for row in read_annotation_file(path)}
-        untimed = [video for video, row in rows.items() if row["timestamps"] is None]
-        if untimed:
-            raise ValueError(f"{path}: {len(untimed)} videos have no time stamps to score against, e.g. {untimed[0]}")
-        files.append(rows)
-    none = {"timestamps": [], "captions": [], "duration": None}
-    return {
-        video: [
-            {"timestamps": row["timestamps"], "sentences": row["captions"], "duration": row["duration"]}
-            for row in (rows.get(video, none) for rows in files)
-        ]
-        for video in dict.fromkeys(video for rows in files for video in rows)
-    }
 
 
 def check_against(predictions: dict[str, list[dict]], references: dict[str, list[dict]]) -> None:
@@ -108,7 +64,7 @@ def check_against(predictions: dict[str, list[dict]], references: dict[str, list
 
 def evaluate_files(args: EvaluateArguments) -> dict[str, Any]:
     """Check the files, compute the scores and write them."""
-    predictions, references = read_predictions(args.predictions), read_references(args.references)
+    predictions, references = read_predictions(args.predictions), reference_sets(read_annotations(args.references))
     check_against(predictions, references)
     scores = DenseVideoCaptioningMetric().compute(
         predictions=[predictions.get(video, []) for video in references],

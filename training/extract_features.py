@@ -3,8 +3,8 @@
     python training/extract_features.py --annotations train.json --videos videos --clip ViT-L-14 --output data/mine
     python training/extract_features.py --annotations data/captions --videos videos --clip my_clip --output data/mine
 
-`--annotations` is one or more files of the forms that `annotations.py` reads (several files: references of the same
-videos), or a folder that `build_dataset.py` has made, all of whose splits are taken. The output holds a Parquet file
+`--annotations` is one or more files of the forms that [`read_annotation_file`] reads (several files: references of the
+same videos), or a folder that `build_dataset.py` has made, all of whose splits are taken. The output holds a Parquet file
 per split, for `datasets.load_dataset(OUTPUT)`: the columns of the captions, and
 
 * `video_features` (T, D): CLIP's image projections, not normalised, of T frames spread evenly over the video;
@@ -17,7 +17,6 @@ are listed on the screen and in OUTPUT/skipped.json, and left out.
 
 import hashlib
 import json
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from annotations import read_annotations
 from build_dataset import FEATURES, build_dataset
 from datasets import Array2D, Dataset, Features, List, Value
 from pyarrow import parquet
@@ -37,7 +35,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from sail_hf.clip_sail import SailClip, load_clip
-from sail_hf.data import VIDEO_EXTENSIONS, find_video, find_videos
+from sail_hf.data import VIDEO_EXTENSIONS, find_video, find_videos, read_annotations, write_json, written_whole
 from sail_hf.video_processing_sail import SailVideoProcessor
 from sail_hf.video_reading import open_video, uniform_times
 
@@ -133,9 +131,8 @@ class Extractor:
             tensors["transition_features"] = self.clip.encode_texts(row["transitions"])
         for name in tensors.keys() - {"duration"}:
             tensors[name] = tensors[name].half().contiguous()
-        temporary = file.with_suffix(".tmp")
-        save_file(tensors, temporary)
-        os.replace(temporary, file)
+        with written_whole(file) as temporary:
+            save_file(tensors, temporary)
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -208,15 +205,13 @@ def features_of(rows: list[dict], num_frames: int, embed_dim: int) -> Features:
 
 
 def write_split(done: list[tuple[dict, Path]], folder: Path, split: str) -> Path:
-    """Write the rows with their features as one Parquet file, a few at a time, under a temporary name first."""
+    """Write the rows with their features as one Parquet file, a few at a time, whole or not at all."""
     path = folder / f"{split}-00000-of-00001.parquet"
-    temporary = path.with_suffix(".tmp")
     features = features_of([row for row, _ in done], *load_file(done[0][1])["video_features"].shape)
-    with parquet.ParquetWriter(temporary, features.arrow_schema) as writer:
+    with written_whole(path) as temporary, parquet.ParquetWriter(temporary, features.arrow_schema) as writer:
         for start in range(0, len(done), ROWS_AT_ONCE):
             rows = [with_features(row, file, features) for row, file in done[start : start + ROWS_AT_ONCE]]
             writer.write_table(Dataset.from_list(rows, features=features).with_format("arrow")[:])
-    os.replace(temporary, path)
     return path
 
 
@@ -232,21 +227,19 @@ def write_skipped(skipped: dict[str, list[dict]], folder: Path) -> Path:
     """Write `skipped.json`, `{split: [{"video_id", "reason"}]}`; splits of earlier runs stay in it."""
     path = folder / "skipped.json"
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**earlier, **skipped}, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(path, {**earlier, **skipped})
     return path
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(ExtractArguments, description=__doc__)
-    try:
-        (args,) = parser.parse_args_into_dataclasses(argv)
-        splits = read_splits(args.annotations, args.split)
-        videos = find_videos(args.videos)
-        clip = load_clip(args.clip).to("cuda" if torch.cuda.is_available() else "cpu")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+def extract_features(args: ExtractArguments) -> None:
+    """Extract what is not there yet, and write the data set.
+
+    Raises:
+        OSError, ValueError: the captions, the videos or the CLIP cannot be read, or not one video could be used.
+    """
+    splits = read_splits(args.annotations, args.split)
+    videos = find_videos(args.videos)
+    clip = load_clip(args.clip).to("cuda" if torch.cuda.is_available() else "cpu")
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     extractor = Extractor(clip, args.num_frames, args.batch_size, output.with_name(f"{output.name}.work"))
@@ -262,7 +255,16 @@ def main(argv: list[str] | None = None) -> None:
             print(f"  ... and {len(skipped[split]) - MAX_LISTED} more")
     print(f"skipped: {sum(map(len, skipped.values()))} videos, listed in {write_skipped(skipped, output)}")
     if not num_videos:
-        sys.exit(f"error: not one video could be used; looked for {', '.join(VIDEO_EXTENSIONS)} in {args.videos}")
+        raise ValueError(f"not one video could be used; looked for {', '.join(VIDEO_EXTENSIONS)} in {args.videos}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser(ExtractArguments, description=__doc__)
+    try:
+        (args,) = parser.parse_args_into_dataclasses(argv)
+        extract_features(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 import json
 
 import pytest
-from annotations import read_annotation_file, read_annotations, row_oddities
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from sail_hf.data import read_annotation_file, read_annotations, row_oddities
 
 ROW = {"duration": 10.0, "timestamps": [[0, 4.5], [5, 10]], "sentences": ["A man “walks” – über.", " He sits. "]}
 EXPECTED = {
