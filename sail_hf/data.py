@@ -189,9 +189,8 @@ def read_annotation_file(path: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: unknown form, a video that occurs twice, no or empty captions, as many time stamps as captions
-            missing, times that are no numbers, negative, reversed, or more than 0.5 s past the video's end; the first
-            ten problems are listed, each with its row.
+        ValueError: unknown form, a video that occurs twice, no or empty captions, more or fewer time stamps than captions,
+            times that are no numbers, negative, reversed or more than 0.5 s past the video's end: ten of them, with rows.
     """
     path, _, subset = str(path).partition("#")
     path = Path(path)
@@ -282,50 +281,52 @@ def _raw_rows(path: Path, subset: str) -> Iterable[tuple[str, dict]]:
         raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
 
 
-class _Pairs(list):
-    """A JSON object as its (name, value) pairs: a dict would silently drop the first of two entries with one name."""
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, _Pairs):
-        return {name: _plain(item) for name, item in value}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a plain dict would silently drop the first of two entries with one name."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"video {name!r}: this video was there before: give each video one entry")
+        found[name] = value
+    return found
 
 
 def _from_json(path: Path, subset: str) -> Iterator[tuple[str, dict]]:
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, list):
+        data = json.loads(text, object_pairs_hook=_object)
+    except ValueError as error:
+        problem = "is not JSON" if isinstance(error, json.JSONDecodeError) else "cannot be used"
+        raise ValueError(f"{path} {problem}: {error}") from None
+    if isinstance(data, list):
+        return _from_objects((f"entry {i}", entry) for i, entry in enumerate(data))
+    if not isinstance(data, dict):
         raise ValueError(f"{path}: expected an object or a list, found {data!r:.100}")
-    if not isinstance(data, _Pairs):
-        return _from_objects((f"entry {i}", _plain(entry)) for i, entry in enumerate(data))
-    database = dict(data).get("database")
-    return _from_database(path, database, subset) if isinstance(database, _Pairs) else _from_official(path, data)
+    database = data.get("database")
+    is_database = isinstance(database, dict) and "sentences" not in database
+    return _from_database(path, database, subset) if is_database else _from_official(path, data)
 
 
-def _from_official(path: Path, data: _Pairs) -> Iterator[tuple[str, dict]]:
+def _from_official(path: Path, data: dict) -> Iterator[tuple[str, dict]]:
     form = "duration, timestamps and sentences"
-    for video_id, pairs in data:
-        entry = _plain(pairs)
+    for video_id, entry in data.items():
         if not isinstance(entry, dict) or "sentences" not in entry:
             raise ValueError(f"{path}: video {video_id!r}: expected {form}, found {entry!r:.100}")
         yield f"video {video_id!r}", _row(video_id, entry["sentences"], entry)
 
 
-def _from_database(path: Path, data: _Pairs, subset: str) -> Iterator[tuple[str, dict]]:
-    entries = [(video_id, _plain(entry)) for video_id, entry in data]
-    subsets = sorted({entry.get("subset", "") for _, entry in entries})
+def _from_database(path: Path, data: dict, subset: str) -> Iterator[tuple[str, dict]]:
+    subsets = sorted({entry.get("subset", "") for entry in data.values()})
     if subset not in subsets and (subset or len(subsets) > 1):
         raise ValueError(
             f"{path} holds the subsets {', '.join(subsets)}: write {path.name}#{subsets[0]} for one of them"
         )
-    for video_id, entry in entries:
+    for video_id, entry in data.items():
         if not subset or entry.get("subset") == subset:
             events = entry.get("annotations", [])
-            entry["timestamps"] = [event.get("segment") for event in events]
-            yield f"video {video_id!r}", _row(video_id, [event.get("sentence") for event in events], entry)
+            timestamps = [event.get("segment") for event in events]
+            captions = [event.get("sentence") for event in events]
+            yield f"video {video_id!r}", _row(video_id, captions, {**entry, "timestamps": timestamps})
 
 
 def _from_jsonl(path: Path) -> Iterator[tuple[str, dict]]:

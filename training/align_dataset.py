@@ -10,7 +10,7 @@ OUTPUT.work.jsonl until the data set is complete, so that the same command goes 
 import hashlib
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from build_dataset import SPANS, write_split
 from datasets import Dataset, List, Value, load_dataset
 from tqdm import tqdm
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from sail_hf import SailModel
 from sail_hf.clip_sail import SailClip, load_clip
@@ -27,18 +28,16 @@ from sail_hf.data import find_video, find_videos, write_json, written_whole
 
 @dataclass
 class AlignArguments:
-    dataset: str = field(metadata={"help": "Folder or name of a data set with the columns video_id and captions."})
-    videos: str = field(metadata={"help": "Folder of its videos, named by id, with or without a leading 'v_'."})
-    output: str = field(metadata={"help": "Folder to make; must not exist."})
-    clip: str | None = field(
-        default=None, metadata={"help": "open_clip model, hf-hub:org/repo or folder; or a model:"}
+    dataset: str = HfArg(help="Data set with video_id and captions, folder or name.")
+    videos: str = HfArg(help="Folder of its videos, named by id.")
+    output: str = HfArg(help="Folder to make; must not exist.")
+    clip: str | None = HfArg(default=None, help="open_clip model, hf-hub:org/repo or folder; or a model:")
+    model: str | None = HfArg(default=None, help="Folder or name of a SAIL, whose CLIP is used.")
+    frames_per_second: float = HfArg(default=2.0, help="Frames looked at, hence how fine times are.")
+    alignment: Literal["ordered", "overlapping", "unordered"] = HfArg(
+        default="ordered", help="Captions in order without overlap, in order with overlap, in any order."
     )
-    model: str | None = field(default=None, metadata={"help": "Folder or name of a SAIL, whose CLIP is used."})
-    frames_per_second: float = field(default=2.0, metadata={"help": "Frames looked at, hence how fine times are."})
-    alignment: Literal["ordered", "overlapping", "unordered"] = field(
-        default="ordered", metadata={"help": "Captions in order without overlap, in order with overlap, in any order."}
-    )
-    gap_level: float = field(default=0.0, metadata={"help": "Higher leaves out more frames that fit no caption well."})
+    gap_level: float = HfArg(default=0.0, help="Higher leaves out more frames that fit no caption well.")
 
     def __post_init__(self):
         if (self.clip is None) == (self.model is None):
@@ -93,11 +92,7 @@ def with_columns(data: Dataset, results: list[tuple[list, list] | str]) -> Datas
 
 
 def align_dataset(args: AlignArguments) -> None:
-    """Align every split, and write the data set whole.
-
-    Raises:
-        OSError, ValueError: the data set, the videos or the CLIP cannot be read, or not one video could be aligned.
-    """
+    """Align every split, and write the data set whole; OSError, ValueError where nothing could be read or aligned."""
     dataset, output = load_dataset(args.dataset), Path(args.output)
     for split, data in dataset.items():
         if missing := {"video_id", "captions"} - set(data.column_names):

@@ -10,11 +10,12 @@ are not sorted by start, the order of the file stands, since time stamps are for
 
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from sail_hf.data import read_annotation_file, read_annotations, row_oddities, written_whole
 
@@ -42,13 +43,12 @@ FEATURES = Features(
 
 @dataclass
 class BuildArguments:
-    output: str = field(metadata={"help": "Folder to make; must not exist."})
-    train: list[str] = field(default_factory=list, metadata={"help": "Annotation file(s) of the training videos."})
-    validation: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Annotation file(s); several are references of the same videos."},
+    output: str = HfArg(help="Folder to make; must not exist.")
+    train: list[str] = HfArg(default_factory=list, help="Annotation file(s) of the training videos.")
+    validation: list[str] = HfArg(
+        default_factory=list, help="Annotation file(s); several are references of the same videos."
     )
-    test: list[str] = field(default_factory=list, metadata={"help": "As --validation."})
+    test: list[str] = HfArg(default_factory=list, help="As --validation.")
 
 
 def build_dataset(splits: dict[str, list[str | Path]]) -> DatasetDict:
@@ -67,10 +67,8 @@ def build_dataset(splits: dict[str, list[str | Path]]) -> DatasetDict:
             continue
         rows = read_annotations(paths)
         for row in rows:
-            if split_of.setdefault(row["video_id"], split) != split:
-                raise ValueError(
-                    f"video {row['video_id']!r} is in the split {split_of[row['video_id']]} and in {split}"
-                )
+            if (other := split_of.setdefault(row["video_id"], split)) != split:
+                raise ValueError(f"video {row['video_id']!r} is in the split {other} and in {split}")
         rows = [{name: row.get(name) for name in FEATURES} for row in rows]
         built[split] = Dataset.from_list(rows, features=FEATURES)
     if not built:
@@ -86,11 +84,6 @@ def write_split(dataset: Dataset, folder: Path, split: str) -> Path:
     return path
 
 
-def count_captions(row: dict) -> int:
-    """Number of captions in all reference files of a row."""
-    return sum(len(reference["captions"]) for reference in row["references"] or [row])
-
-
 def report_split(split: str, paths: list[str], written: Path) -> None:
     """Prints what went in and what is on disk, and what is worth a look.
 
@@ -101,7 +94,7 @@ def report_split(split: str, paths: list[str], written: Path) -> None:
     rows_out = read_annotation_file(written)
     videos_in = len({row["video_id"] for rows in files for row in rows})
     captions_in = sum(len(row["captions"]) for rows in files for row in rows)
-    captions_out = sum(count_captions({"references": None, **row}) for row in rows_out)
+    captions_out = sum(len(one["captions"]) for row in rows_out for one in row.get("references") or [row])
     print(
         f"{split}: {videos_in} videos, {captions_in} captions in; {len(rows_out)} videos, {captions_out} captions out"
     )
@@ -116,11 +109,7 @@ def report_split(split: str, paths: list[str], written: Path) -> None:
 
 
 def write_dataset(arguments: BuildArguments) -> None:
-    """Build the data set, check that it holds everything, and write its folder.
-
-    Raises:
-        FileExistsError, FileNotFoundError, ValueError: the output exists, or an annotation file cannot be used.
-    """
+    """Build the data set, check that it holds everything, and write its folder; OSError, ValueError where that fails."""
     output = Path(arguments.output)
     if output.exists():
         raise FileExistsError(f"{output} exists: choose another --output, or remove it")

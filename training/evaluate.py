@@ -7,11 +7,12 @@ It only scores files. Everything that is wrong with one of them is said before a
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from sail_hf.data import MAX_OVERRUN, SUBMISSION_FORM, read_annotations, read_predictions, reference_sets, write_json
 from sail_hf.metric import METRICS, DenseVideoCaptioningMetric, format_table
@@ -21,20 +22,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class EvaluateArguments:
-    predictions: Path = field(metadata={"help": f"JSON file of the form {SUBMISSION_FORM}, in seconds."})
-    references: list[str] = field(
-        metadata={"help": "Annotation files with time stamps; several are independent references of the same videos."}
+    predictions: Path = HfArg(help=f"JSON file of the form {SUBMISSION_FORM}, in seconds.")
+    references: list[str] = HfArg(
+        help="Annotation files with time stamps; several are independent references of the same videos."
     )
-    output: Path = field(metadata={"help": "JSON file to write the scores to, as fractions."})
-    protocol: Literal["2021", "2018"] = field(
-        default="2021", metadata={"help": "An unmatched prediction meets a random token (2021) or abc123!@# (2018)."}
+    output: Path = HfArg(help="JSON file to write the scores to, as fractions.")
+    protocol: Literal["2021", "2018"] = HfArg(
+        default="2021", help="An unmatched prediction meets a random token (2021) or abc123!@# (2018)."
     )
-    missing: Literal["zero", "skip"] = field(
-        default="zero", metadata={"help": "Videos without a prediction count as zero (official) or are left out."}
+    missing: Literal["zero", "skip"] = HfArg(
+        default="zero", help="Videos without a prediction count as zero (official) or are left out."
     )
-    metrics: list[str] = field(
-        default_factory=lambda: list(METRICS), metadata={"help": f"Any of {' '.join(METRICS)}; default all."}
-    )
+    metrics: list[str] = HfArg(default_factory=lambda: list(METRICS), help=f"Any of {' '.join(METRICS)}; default all.")
 
 
 def check_against(predictions: dict[str, list[dict]], references: dict[str, list[dict]]) -> None:

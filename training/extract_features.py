@@ -21,18 +21,19 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from build_dataset import FEATURES, build_dataset
+from build_dataset import FEATURES
 from datasets import Array2D, Dataset, Features, List, Value
 from pyarrow import parquet
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from sail_hf.clip_sail import SailClip, load_clip
 from sail_hf.data import VIDEO_EXTENSIONS, find_video, find_videos, read_annotations, write_json, written_whole
@@ -45,16 +46,16 @@ MAX_LISTED = 20
 
 @dataclass
 class ExtractArguments:
-    annotations: list[str] = field(metadata={"help": "Caption file(s), or a folder made by build_dataset.py."})
-    videos: str = field(metadata={"help": "Folder with the videos, named by id, with or without a leading 'v_'."})
-    output: str = field(metadata={"help": "Folder of the data set."})
-    clip: str = field(default="ViT-L-14", metadata={"help": "open_clip model, hf-hub:org/repo or folder."})
-    split: Literal["train", "validation", "test"] = field(
-        default="train", metadata={"help": "Split that caption files make; folders have their own."}
+    annotations: list[str] = HfArg(help="Caption file(s), or a folder made by build_dataset.py.")
+    videos: str = HfArg(help="Folder with the videos, named by id, with or without a leading 'v_'.")
+    output: str = HfArg(help="Folder of the data set.")
+    clip: str = HfArg(default="ViT-L-14", help="open_clip model, hf-hub:org/repo or folder.")
+    split: Literal["train", "validation", "test"] = HfArg(
+        default="train", help="Split that caption files make; folders have their own."
     )
-    num_frames: int = field(default=32, metadata={"help": "T, frames of each video."})
-    batch_size: int = field(default=64, metadata={"help": "Frames that CLIP sees at once."})
-    num_workers: int = field(default=2, metadata={"help": "Videos that are decoded at the same time, ahead of CLIP."})
+    num_frames: int = HfArg(default=32, help="T, frames of each video.")
+    batch_size: int = HfArg(default=64, help="Frames that CLIP sees at once.")
+    num_workers: int = HfArg(default=2, help="Videos that are decoded at the same time, ahead of CLIP.")
 
     def __post_init__(self):
         for name in ("num_frames", "batch_size", "num_workers"):
@@ -65,14 +66,10 @@ class ExtractArguments:
 
 
 def read_splits(paths: list[str], split: str) -> dict[str, list[dict]]:
-    """Rows of captions by split.
-
-    Raises:
-        FileNotFoundError, ValueError: naming file and row.
-    """
+    """Rows of captions by split."""
     folder = Path(paths[0])
     if len(paths) > 1 or not folder.is_dir():
-        return {split: build_dataset({split: paths})[split].to_list()}
+        return {split: read_annotations(paths)}
     splits = sorted({file.name.split("-")[0] for file in folder.glob("*-*.parquet")})
     if not splits:
         raise ValueError(f"{folder} holds no Parquet files: make them with build_dataset.py")
@@ -80,35 +77,20 @@ def read_splits(paths: list[str], split: str) -> dict[str, list[dict]]:
 
 
 class Extractor:
-    """Computes features of videos and captions, and keeps those of each finished video in a folder.
-
-    Args:
-        clip: both towers are used.
-        num_frames: T.
-        batch_size: frames that CLIP sees at once.
-        folder: where finished videos are kept, in one safetensors file each.
-    """
+    """Computes features of videos (T = `num_frames`) and captions by both towers of a CLIP, which sees `batch_size` frames at
+    once, and keeps those of each finished video in `folder`, in a safetensors file."""
 
     def __init__(self, clip: SailClip, num_frames: int, batch_size: int, folder: Path):
-        self.clip = clip
-        self.batch_size = batch_size
-        self.folder = folder
+        self.clip, self.batch_size, self.folder = clip, batch_size, folder
         self.video_processor = SailVideoProcessor.from_vision_config(clip.vision_config, num_frames)
         self._digest = weights_digest(clip.model)
         folder.mkdir(parents=True, exist_ok=True)
 
     def file_of(self, row: dict, video: Path) -> Path:
         """The file for a row's features, named by a digest of all that they depend on."""
+        of_row = [row["video_id"], row["captions"], row.get("transitions")]
         status = video.stat()
-        inputs = [
-            self._digest,
-            self.video_processor.to_json_string(),
-            row["video_id"],
-            row["captions"],
-            row.get("transitions"),
-            status.st_size,
-            status.st_mtime_ns,
-        ]
+        inputs = [self._digest, self.video_processor.to_json_string(), *of_row, status.st_size, status.st_mtime_ns]
         return self.folder / f"{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:40]}.safetensors"
 
     def read_frames(self, video: Path) -> tuple[torch.Tensor, float] | str:
@@ -160,11 +142,7 @@ def ahead(function: Callable, items: Iterable, num_workers: int) -> Iterator[tup
 def extract_split(
     extractor: Extractor, rows: list[dict], videos: dict[str, Path], num_workers: int, description: str
 ) -> tuple[list[tuple[dict, Path]], list[dict]]:
-    """Extract what is not there yet.
-
-    Returns: `(row, file of its features)` for each video in the order of `rows`, and `{"video_id", "reason"}` of the
-    others.
-    """
+    """Extract what is not there yet: `(row, file of its features)` in order, and `{"video_id", "reason"}` of the others."""
     reasons: dict[str, str] = {}
     found = []
     for row in rows:
@@ -179,10 +157,8 @@ def extract_split(
                 reasons[row["video_id"]] = result
             else:
                 frames, duration = result
-                if row["duration"] is not None and duration < 0.9 * row["duration"] - 1:
-                    progress.write(
-                        f"  note: {video} lasts {duration:.1f} s, its captions are for {row['duration']:.1f} s"
-                    )
+                if duration < 0.9 * (stated := row["duration"] or 0) - 1:
+                    progress.write(f"  note: {video} lasts {duration:.1f} s, its captions are for {stated:.1f} s")
                 extractor.extract(row, frames, duration, file)
             progress.update()
     done = [(row, file) for row, _, file in found if row["video_id"] not in reasons]
@@ -223,20 +199,8 @@ def with_features(row: dict, file: Path, columns: Iterable[str]) -> dict:
     return {name: row.get(name) for name in columns}
 
 
-def write_skipped(skipped: dict[str, list[dict]], folder: Path) -> Path:
-    """Write `skipped.json`, `{split: [{"video_id", "reason"}]}`; splits of earlier runs stay in it."""
-    path = folder / "skipped.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_json(path, {**earlier, **skipped})
-    return path
-
-
 def extract_features(args: ExtractArguments) -> None:
-    """Extract what is not there yet, and write the data set.
-
-    Raises:
-        OSError, ValueError: the captions, the videos or the CLIP cannot be read, or not one video could be used.
-    """
+    """Extract what is not there yet, and write the data set; OSError, ValueError where nothing could be read or used."""
     splits = read_splits(args.annotations, args.split)
     videos = find_videos(args.videos)
     clip = load_clip(args.clip).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -253,7 +217,10 @@ def extract_features(args: ExtractArguments) -> None:
             print(f"  skipped {item['video_id']}: {item['reason']}")
         if len(skipped[split]) > MAX_LISTED:
             print(f"  ... and {len(skipped[split]) - MAX_LISTED} more")
-    print(f"skipped: {sum(map(len, skipped.values()))} videos, listed in {write_skipped(skipped, output)}")
+    listed = output / "skipped.json"
+    # Splits of earlier runs stay in it.
+    write_json(listed, {**(json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else {}), **skipped})
+    print(f"skipped: {sum(map(len, skipped.values()))} videos, listed in {listed}")
     if not num_videos:
         raise ValueError(f"not one video could be used; looked for {', '.join(VIDEO_EXTENSIONS)} in {args.videos}")
 

@@ -3,12 +3,13 @@
 python training/predict.py --model FOLDER --dataset DATASET_DIR --split validation --output results.json
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import torch
 from transformers import AutoProcessor, HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from sail_hf import SailForDenseVideoCaptioning
 from sail_hf.data import CAPTIONED_COLUMNS, submission, write_json
@@ -17,11 +18,11 @@ from sail_hf.trainer import caption_dataset
 
 @dataclass
 class PredictArguments:
-    model: str = field(metadata={"help": "Folder or name of a trained model."})
-    dataset: str = field(metadata={"help": "Folder or name of a data set with video_features (extract_features.py)."})
-    output: Path = field(metadata={"help": "JSON file to write."})
-    split: str = field(default="validation", metadata={"help": "Split to caption."})
-    batch_size: int = field(default=8, metadata={"help": "Videos at a time."})
+    model: str = HfArg(help="Folder or name of a trained model.")
+    dataset: str = HfArg(help="Folder or name of a data set with video_features (extract_features.py).")
+    output: Path = HfArg(help="JSON file to write.")
+    split: str = HfArg(default="validation", help="Split to caption.")
+    batch_size: int = HfArg(default=8, help="Videos at a time.")
 
 
 def predict(args: PredictArguments) -> None:

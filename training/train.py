@@ -11,7 +11,7 @@ The YAML file holds fields of the dataclasses below and of `SailTrainingArgument
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 import yaml
 from extract_features import ExtractArguments, extract_features
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
+from transformers.hf_argparser import HfArg
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
@@ -39,8 +40,6 @@ from sail_hf.loss_sail import required_columns
 
 # The only columns that training sees: time stamps stay behind.
 COLUMNS = ["captions", "video_features", "caption_features", "transition_features"]
-
-
 # What a model that is made anew has where nothing else is said.
 NEW_MODEL = {"clip": "ViT-L-14", "decoder": "distilbert/distilgpt2", "method": "sail"}
 # What a trained model brings: its weights, and the frames that its features were made of.
@@ -51,42 +50,22 @@ BROUGHT = ("clip", "decoder", "tokenizer", "decoder_from_scratch", "num_frames")
 class ModelArguments:
     """Of a new model, or of a trained one what is to change of it; `None` is the new model's default, or no change."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Trained SAIL to go on from; it brings {', '.join(BROUGHT)}, and all else that is not given."
-        },
+    model_name_or_path: str | None = HfArg(
+        default=None, help="Trained SAIL to go on from, with all that is not given."
     )
-    clip: str | None = field(
-        default=None,
-        metadata={"help": "open_clip model, hf-hub:org/repo or folder; the features'. Default: ViT-L-14."},
+    clip: str | None = HfArg(default=None, help="open_clip model, hf-hub:org/repo or folder. Default: ViT-L-14.")
+    decoder: str | None = HfArg(default=None, help="Causal language model. Default: distilbert/distilgpt2.")
+    tokenizer: str | None = HfArg(default=None, help="Tokenizer, name or folder. Default: the decoder's.")
+    decoder_from_scratch: bool | None = HfArg(default=None, help="Give the decoder random weights.")
+    include_text_tower: bool | None = HfArg(default=None, help="Save CLIP's text tower too, for alignment.")
+    method: str | None = HfArg(default=None, help="fixed, ilcacm, sail-sim, sail-synth, ... Default: sail.")
+    mask_type: str | None = HfArg(default=None, help="gaussian, cauchy or hard.")
+    num_frames: int | None = HfArg(default=None, help="T, frames of a video. Default: 32.")
+    num_queries: int | None = HfArg(default=None, help="K, largest number of events of a video. Default: 14.")
+    model_config: str | None = HfArg(
+        default=None, help="Other fields of SailConfig: a mapping, on the command line JSON."
     )
-    decoder: str | None = field(
-        default=None, metadata={"help": "Causal language model, name or folder. Default: distilbert/distilgpt2."}
-    )
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Tokenizer, name or folder. Default: the decoder's."}
-    )
-    decoder_from_scratch: bool | None = field(
-        default=None, metadata={"help": "Give the decoder random weights: its folder then needs only config.json."}
-    )
-    include_text_tower: bool | None = field(
-        default=None, metadata={"help": "Save CLIP's text tower too, which alignment of captions to frames needs."}
-    )
-    method: str | None = field(
-        default=None, metadata={"help": "fixed, ilcacm, sail-sim, sail-synth, sail-synth-hn, ... Default: sail."}
-    )
-    mask_type: str | None = field(default=None, metadata={"help": "gaussian, cauchy or hard."})
-    num_frames: int | None = field(default=None, metadata={"help": "T, frames of a video. Default: 32."})
-    num_queries: int | None = field(
-        default=None, metadata={"help": "K, largest number of events of a video. Default: 14."}
-    )
-    model_config: str | None = field(
-        default=None, metadata={"help": "Other fields of SailConfig: a mapping in YAML, JSON on the command line."}
-    )
-    generation_config: str | None = field(
-        default=None, metadata={"help": "Fields that replace the generation config's, likewise."}
-    )
+    generation_config: str | None = HfArg(default=None, help="Fields that replace the generation config's, likewise.")
 
     def __post_init__(self):
         for name in ("model_config", "generation_config"):
@@ -103,11 +82,7 @@ class ModelArguments:
             )
 
     def config_fields(self) -> dict[str, Any]:
-        """The fields of [`SailConfig`] that are asked for; `model_config` has the last word.
-
-        Raises:
-            ValueError: no such method, or a field that SailConfig has not.
-        """
+        """The fields of [`SailConfig`] that are asked for (ValueError: it has none of the name); `model_config` wins."""
         if unknown := set(self.model_config) - {field.name for field in fields(SailConfig)}:
             raise ValueError(f"`model_config` has fields that SailConfig has not: {', '.join(sorted(unknown))}.")
         own = {name: getattr(self, name) for name in ("mask_type", "num_frames", "num_queries")}
@@ -117,25 +92,13 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    dataset: str | None = field(
-        default=None, metadata={"help": "Folder or name of a data set with features (extract_features.py)."}
-    )
-    videos: str | None = field(
-        default=None, metadata={"help": "Instead of a data set: folder of videos, whose features are then extracted."}
-    )
-    captions: str | None = field(
-        default=None, metadata={"help": "With videos: their captions in order (JSON, JSONL or CSV; build_dataset.py)."}
-    )
-    split: str = field(default="train", metadata={"help": "Split to train on."})
-    time_warp: float = field(
-        default=0.0, metadata={"help": "Augmentation for little data: strength of random changes of speed, in [0, 1)."}
-    )
-    validation_split: str | None = field(
-        default=None, metadata={"help": "Split whose loss is computed, and that --predict_with_generate captions."}
-    )
-    resume: bool = field(
-        default=True, metadata={"help": "Go on from the last checkpoint in output_dir, if there is one."}
-    )
+    dataset: str | None = HfArg(default=None, help="Data set with features (extract_features.py), folder or name.")
+    videos: str | None = HfArg(default=None, help="Instead of a data set: folder of videos to extract features of.")
+    captions: str | None = HfArg(default=None, help="With videos: file of their captions in order (JSON, JSONL, CSV).")
+    split: str = HfArg(default="train", help="Split to train on.")
+    time_warp: float = HfArg(default=0.0, help="For little data: strength of random changes of speed, in [0, 1).")
+    validation_split: str | None = HfArg(default=None, help="Split that evaluation is on.")
+    resume: bool = HfArg(default=True, help="Go on from the last checkpoint in output_dir, if any.")
 
     def __post_init__(self):
         if (self.dataset is None) == (self.videos is None) or (self.videos is None) != (self.captions is None):
@@ -147,11 +110,7 @@ Arguments = tuple[ModelArguments, DataArguments, SailTrainingArguments]
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Fields and values of a YAML file.
-
-    Raises:
-        ValueError: no such file, or not of that form.
-    """
+    """Fields and values of a YAML file; ValueError where it is not of that form."""
     if not Path(path).is_file():
         raise ValueError(f"{path} is not a file.")
     try:
@@ -184,11 +143,7 @@ def parse_arguments(argv: list[str]) -> Arguments:
 
 
 def load_split(name: str, split: str, columns: Iterable[str]) -> datasets.Dataset:
-    """One split of a folder or Hub data set, with those of the columns that it has.
-
-    Raises:
-        ValueError: a column that training needs is missing.
-    """
+    """One split of a folder or Hub data set, with those of the columns that it has (ValueError: not those needed)."""
     data = datasets.load_dataset(name, split=split)
     if missing := {"captions", "video_features"} - set(data.column_names):
         raise ValueError(f"{name}, split {split}, lacks {sorted(missing)}; training/extract_features.py makes them.")
@@ -228,11 +183,7 @@ def check_losses(config: SailConfig, columns: Iterable[str]) -> None:
 
 
 def build_model(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, SailProcessor]:
-    """A trained model to go on from, or a new one around a pretrained CLIP and decoder.
-
-    Raises:
-        OSError, ValueError: a part cannot be loaded, or not be changed as asked for.
-    """
+    """A trained model to go on from, or a new one; ValueError where a part cannot be changed as asked for."""
     model, processor = go_on_from(args) if args.model_name_or_path else new_model(args)
     if unknown := model.generation_config.update(**args.generation_config):
         raise ValueError(f"`generation_config` has unknown fields: {', '.join(sorted(unknown))}.")
@@ -277,20 +228,6 @@ def new_model(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, SailPr
     return SailForDenseVideoCaptioning.from_clip_and_decoder(clip, decoder, processor, **config_fields), processor
 
 
-def extract(data_args: DataArguments, config: SailConfig, output_dir: str) -> str:
-    """Extract features of the user's own videos and captions, or what is left to extract; returns their folder."""
-    args = ExtractArguments(
-        annotations=[data_args.captions],
-        videos=data_args.videos,
-        output=str(Path(output_dir) / "features"),
-        clip=config.vision_config.clip,
-        split=data_args.split,
-        num_frames=config.num_frames,
-    )
-    extract_features(args)
-    return args.output
-
-
 def last_whole_checkpoint(folder: str) -> str | None:
     """The last checkpoint that was written to its end, of which the trainer's state is the last part."""
     checkpoints = sort_checkpoints(folder, use_mtime=False)
@@ -317,8 +254,14 @@ def make_trainer(
         with_transitions = any(row.get("transitions") for row in rows)
         check_losses(model.config, ["caption_features"] + ["transition_features"] * with_transitions)
         # One process extracts; the others find its features.
+        dataset = str(Path(training_args.output_dir, "features"))
+        clip, num_frames = model.config.vision_config.clip, model.config.num_frames
         with training_args.main_process_first(local=False, desc="extracting features"):
-            dataset = extract(data_args, model.config, training_args.output_dir)
+            extract_features(
+                ExtractArguments(
+                    [data_args.captions], data_args.videos, dataset, clip, data_args.split, num_frames=num_frames
+                )
+            )
     train_set, validation_set = load_split(dataset, data_args.split, COLUMNS), None
     if data_args.validation_split:
         columns = {*COLUMNS, *REFERENCE_COLUMNS} if scored else COLUMNS
