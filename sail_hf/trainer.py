@@ -1,6 +1,7 @@
 """Trainer for SAIL: two stages on one schedule, exact losses whatever the split into batches, captions scored in evaluation."""
 
 import logging
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class SailTrainingArguments(TrainingArguments):
         if self.captioning_epochs < 0 or self.localization_epochs < 0:
             raise ValueError("`captioning_epochs` and `localization_epochs` must not be negative.")
         epochs = self.captioning_epochs + self.localization_epochs
-        if self.num_train_epochs not in (None, epochs):
+        if self.num_train_epochs is not None and not math.isclose(self.num_train_epochs, epochs):
             raise ValueError(
                 f"`num_train_epochs` is {self.num_train_epochs:g}, but `captioning_epochs` and `localization_epochs` add up "
                 f"to {epochs:g}: set these two, of which it is the sum."

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import predict
 import pytest
 import torch
 import train
 import yaml
 from datasets import Array2D, Dataset, Features, List, Value
-from tiny import make_clip, make_processor, make_rows
-from transformers import GPT2Config, GPT2LMHeadModel, pipeline
+from tiny import make_rows
+from transformers import GPT2LMHeadModel, pipeline
 
 from sail_hf import SailForDenseVideoCaptioning, SailProcessor
 from sail_hf.clip_sail import load_clip
@@ -51,33 +52,13 @@ def write_split(folder: Path, split: str, rows: list[dict], leave_out: tuple[str
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A folder with a CLIP, a decoder, its tokenizer, a data set of 12 videos (3 for validation), and a YAML file."""
+def place(tmp_path_factory, parts) -> Path:
+    """A folder with a data set of 15 videos (3 for validation), and a YAML file."""
     folder = tmp_path_factory.mktemp("train")
-    make_clip(folder / "clip")
-    tokenizer = make_processor().tokenizer
-    torch.manual_seed(0)
-    decoder = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer) - 3,  # without the tokens that SAIL adds
-            n_embd=16,
-            n_layer=1,
-            n_head=2,
-            n_positions=128,
-            resid_pdrop=0,
-            embd_pdrop=0,
-            attn_pdrop=0,
-            bos_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
-    decoder.save_pretrained(folder / "decoder")
-    tokenizer.save_pretrained(folder / "decoder")
     write_split(folder / "data", "train", [row for seed in range(4) for row in make_rows(seed)])
     write_split(folder / "data", "validation", make_rows(9), time=3.0)
     fields = {
-        "clip": str(folder / "clip"),
-        "decoder": str(folder / "decoder"),
+        **parts,
         "dataset": str(folder / "data"),
         "num_frames": 8,
         "num_queries": 4,
@@ -151,7 +132,9 @@ def test_arguments_without_a_yaml_file():
     model, data, training = train.parse_arguments(["--dataset", "d", "--output_dir", "x", "--use_cpu", "true"])
     assert (data.dataset, data.split, data.resume) == ("d", "train", True)
     assert (model.decoder, model.clip, model.num_frames, model.method) == (None, None, None, None)
-    assert training.num_train_epochs == 20
+    assert training.num_train_epochs == 20 and training.eval_metrics is None
+    words = ["--dataset", "d", "--output_dir", "x", "--use_cpu", "true", "--eval_metrics", "localization", "cider"]
+    assert train.parse_arguments(words)[2].eval_metrics == ["localization", "cider"]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +161,7 @@ def test_the_configs_of_the_repository_are_read(name, values):
         ("dataset: d\n", ["--learning_rate", "fast"], "fast"),
         ("dataset: d\nmodel_config: '{dropout'\n", [], "model_config"),
         ("num_frames: 8\n", [], "--dataset"),
+        ("dataset: d\n", ["--num_train_epochs", "3"], "add up to 20"),
     ],
 )
 def test_arguments_that_are_wrong_are_one_message(tmp_path, capsys, content, arguments, words):
@@ -362,16 +346,24 @@ def test_a_run_leaves_a_folder_that_captions(run):
     assert len(events) == 2 and all(0 <= event["start"] <= event["end"] <= 2 for event in events)
 
 
-def test_the_pretrained_parts_are_in_the_result(place, tmp_path):
+def test_predict_py_writes_what_evaluation_wrote(place, run, tmp_path):
+    predict.predict(predict.PredictArguments(str(run), str(place / "data"), tmp_path / "results.json"))
+    found, expected = (json.loads((folder / "results.json").read_text())["results"] for folder in (tmp_path, run))
+    assert found.keys() == expected.keys()
+    for video, events in found.items():
+        assert [event["sentence"] for event in events] == [event["sentence"] for event in expected[video]]
+
+
+def test_the_pretrained_parts_are_in_the_result(place, parts, tmp_path):
     """With no step taken, the decoder's and the CLIP's weights are what the folders hold."""
     arguments = ["--output_dir", str(tmp_path), "--learning_rate", "0", "--weight_decay", "0", "--save_strategy", "no"]
     train.main([str(place / "tiny.yaml"), *arguments, "--include_text_tower", "true"])
     model = SailForDenseVideoCaptioning.from_pretrained(tmp_path)
-    decoder = GPT2LMHeadModel.from_pretrained(place / "decoder")
+    decoder = GPT2LMHeadModel.from_pretrained(parts["decoder"])
     wanted = decoder.transformer.wte.weight
     assert torch.equal(model.decoder.transformer.wte.weight[: len(wanted)], wanted)
     assert torch.equal(model.decoder.transformer.h[0].mlp.c_fc.weight, decoder.transformer.h[0].mlp.c_fc.weight)
-    clip = load_clip(str(place / "clip"))
+    clip = load_clip(parts["clip"])
     for tower, original in [(model.model.vision_tower, clip.model.visual), (model.model.text_tower, clip.model.text)]:
         found = tower.state_dict()
         assert all(torch.equal(found[name], weight) for name, weight in original.state_dict().items())
