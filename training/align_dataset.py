@@ -35,7 +35,7 @@ class AlignArguments:
     model: str | None = HfArg(default=None, help="Folder or name of a SAIL, whose CLIP is used.")
     frames_per_second: float = HfArg(default=2.0, help="Frames looked at, hence how fine times are.")
     alignment: Literal["ordered", "overlapping", "unordered"] = HfArg(
-        default="ordered", help="Captions in order without overlap, in order with overlap, in any order."
+        default="ordered", help="Captions in order apart, in order, or in any order."
     )
     gap_level: float = HfArg(default=0.0, help="Higher leaves out more frames that fit no caption well.")
 

@@ -45,9 +45,7 @@ FEATURES = Features(
 class BuildArguments:
     output: str = HfArg(help="Folder to make; must not exist.")
     train: list[str] = HfArg(default_factory=list, help="Annotation file(s) of the training videos.")
-    validation: list[str] = HfArg(
-        default_factory=list, help="Annotation file(s); several are references of the same videos."
-    )
+    validation: list[str] = HfArg(default_factory=list, help="Annotation file(s); several are references.")
     test: list[str] = HfArg(default_factory=list, help="As --validation.")
 
 

@@ -23,16 +23,10 @@ logger = logging.getLogger(__name__)
 @dataclass
 class EvaluateArguments:
     predictions: Path = HfArg(help=f"JSON file of the form {SUBMISSION_FORM}, in seconds.")
-    references: list[str] = HfArg(
-        help="Annotation files with time stamps; several are independent references of the same videos."
-    )
+    references: list[str] = HfArg(help="Annotation files with time stamps; several are references of the same videos.")
     output: Path = HfArg(help="JSON file to write the scores to, as fractions.")
-    protocol: Literal["2021", "2018"] = HfArg(
-        default="2021", help="An unmatched prediction meets a random token (2021) or abc123!@# (2018)."
-    )
-    missing: Literal["zero", "skip"] = HfArg(
-        default="zero", help="Videos without a prediction count as zero (official) or are left out."
-    )
+    protocol: Literal["2021", "2018"] = HfArg(default="2021", help="Unmatched: random token, or abc123!@#.")
+    missing: Literal["zero", "skip"] = HfArg(default="zero", help="Videos without a prediction.")
     metrics: list[str] = HfArg(default_factory=lambda: list(METRICS), help=f"Any of {' '.join(METRICS)}; default all.")
 
 

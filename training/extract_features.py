@@ -50,9 +50,7 @@ class ExtractArguments:
     videos: str = HfArg(help="Folder with the videos, named by id, with or without a leading 'v_'.")
     output: str = HfArg(help="Folder of the data set.")
     clip: str = HfArg(default="ViT-L-14", help="open_clip model, hf-hub:org/repo or folder.")
-    split: Literal["train", "validation", "test"] = HfArg(
-        default="train", help="Split that caption files make; folders have their own."
-    )
+    split: Literal["train", "validation", "test"] = HfArg(default="train", help="Split that caption files make.")
     num_frames: int = HfArg(default=32, help="T, frames of each video.")
     batch_size: int = HfArg(default=64, help="Frames that CLIP sees at once.")
     num_workers: int = HfArg(default=2, help="Videos that are decoded at the same time, ahead of CLIP.")

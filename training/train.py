@@ -50,9 +50,7 @@ BROUGHT = ("clip", "decoder", "tokenizer", "decoder_from_scratch", "num_frames")
 class ModelArguments:
     """Of a new model, or of a trained one what is to change of it; `None` is the new model's default, or no change."""
 
-    model_name_or_path: str | None = HfArg(
-        default=None, help="Trained SAIL to go on from, with all that is not given."
-    )
+    model_name_or_path: str | None = HfArg(default=None, help="Trained SAIL to go on from.")
     clip: str | None = HfArg(default=None, help="open_clip model, hf-hub:org/repo or folder. Default: ViT-L-14.")
     decoder: str | None = HfArg(default=None, help="Causal language model. Default: distilbert/distilgpt2.")
     tokenizer: str | None = HfArg(default=None, help="Tokenizer, name or folder. Default: the decoder's.")
@@ -62,9 +60,7 @@ class ModelArguments:
     mask_type: str | None = HfArg(default=None, help="gaussian, cauchy or hard.")
     num_frames: int | None = HfArg(default=None, help="T, frames of a video. Default: 32.")
     num_queries: int | None = HfArg(default=None, help="K, largest number of events of a video. Default: 14.")
-    model_config: str | None = HfArg(
-        default=None, help="Other fields of SailConfig: a mapping, on the command line JSON."
-    )
+    model_config: str | None = HfArg(default=None, help="Other fields of SailConfig: a mapping (JSON).")
     generation_config: str | None = HfArg(default=None, help="Fields that replace the generation config's, likewise.")
 
     def __post_init__(self):
@@ -270,8 +266,7 @@ def make_trainer(
     num_queries = model.config.num_queries
     if too_many := sum(len(captions) > num_queries for captions in train_set["captions"]):
         print(
-            f"{too_many} of {len(train_set)} videos have more than {num_queries} captions (num_queries); "
-            "the captions past that number are left out."
+            f"{too_many} of {len(train_set)} videos have more than num_queries, {num_queries}, captions: the rest is left out."
         )
     positions = getattr(model.config.text_config, "max_position_embeddings", None)
     max_length = positions - model.config.num_frames if positions else None
