@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 
 # Renders a small world, learns it from captions alone, and shows what came out under outputs/demo/.
 demo: $(VENV)/.installed
-	$(BIN)/python training/demo.py
+	$(BIN)/python training/playground/demo.py
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -40,6 +40,11 @@ class SailDataCollator:
     max_length: int | None = None
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if "captions" not in rows[0]:
+            raise ValueError(
+                f"Expected rows with `captions`, found the columns {sorted(rows[0])}. A plain `Trainer` drops what is no "
+                "argument of the model's `forward`: give it TrainingArguments(remove_unused_columns=False)."
+            )
         captions = [list(row["captions"])[: self.max_events] for row in rows]
         if not all(captions):
             raise ValueError("Expected at least one caption for each video, found a row with none.")

@@ -1,34 +1,31 @@
-"""Trainer for SAIL: two stages on one schedule, exact losses whatever the split into batches, every part logged."""
+"""Trainer for SAIL: two stages on one schedule, exact losses whatever the split into batches, captions scored in evaluation."""
 
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
-from torch.utils.data import Subset
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import TrainOutput
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from .data import write_json
-from .loss_sail import SailOutput, count_items
-from .scoring import CAPTIONED_COLUMNS, REFERENCE_COLUMNS, caption_dataset, reference_sets, submission
+from .data import CAPTIONED_COLUMNS, REFERENCE_COLUMNS, reference_sets, submission, write_json
+from .loss_sail import LOSSES, SailOutput, count_items
+from .modeling_sail import SailForDenseVideoCaptioning
+from .processing_sail import SailProcessor
+
+logger = logging.getLogger(__name__)
 
 # What the first stage shows the model; with these keys alone, `loss_full` is the only loss.
-_CAPTIONING_KEYS = {"video_features", "pixel_values_videos", "video_attention_mask", "full_labels"}
-_LOGGED = (
-    "loss_full",
-    "loss_positive",
-    "loss_negative",
-    "loss_similarity",
-    "loss_augmentation",
-    "loss_diversity",
-    "loss_alignment",
-    "active_hinges",
-    "mean_event_center",
-    "mean_event_width",
-)
+CAPTIONING_KEYS = {"video_features", "pixel_values_videos", "video_attention_mask", "full_labels"}
 
 
 @dataclass
@@ -37,22 +34,39 @@ class SailTrainingArguments(TrainingArguments):
 
     Args:
         captioning_epochs (`float`, defaults to 10): first stage, whole-video captions (`loss_full`) alone.
-        localization_epochs (`float`, defaults to 10): second stage, all losses of the configuration.
-        score_at_end (`bool`, defaults to `False`): at the end of training, save the model and [`SailTrainer.score`] it on
-            the `eval_dataset`.
+        localization_epochs (`float`, defaults to 10): second stage, all losses of the configuration. With `max_steps`, which
+            a data set without a length (streaming) needs, both numbers are shares: 10 and 10 are half of the steps each.
+        predict_with_generate (`bool`, defaults to `False`): evaluation also captions its data set and scores the captions
+            with [`DenseVideoCaptioningMetric`]: `eval_f1`, `eval_cider`, `eval_lift`, ..., for `metric_for_best_model="f1"`.
+            Its rows need `video_id`, `duration` (seconds), `video_features`, `captions` and `timestamps` (seconds) or
+            `references`, as `training/extract_features.py` writes them. The last captions lie in `output_dir/results.json`,
+            their scores in `scores.json`.
+        eval_metrics (`list[str]`, *optional*): any of `METRICS` of `metric.py`. Defaults to all, less those whose programs
+            are not installed.
 
     Other defaults than `TrainingArguments`': `learning_rate` 1e-4, `per_device_train_batch_size` 8, `adam_beta2` 0.99,
     `weight_decay` 0.01, `lr_scheduler_type` cosine, `warmup_steps` 0.05 (of all steps), `remove_unused_columns` False (the
-    collator reads nested columns), `prediction_loss_only` True. `num_train_epochs` is the sum of both stages.
+    collator reads nested columns), `prediction_loss_only` True, `accelerator_config` `{"dispatch_batches": False}` (batches
+    for several processes are padded to different lengths, which one process could only dispatch with `split_batches`).
+    `num_train_epochs` is the sum of both stages.
+
+    Raises:
+        ValueError: negative epochs, or `num_train_epochs` other than their sum.
     """
 
     captioning_epochs: float = field(
-        default=10, metadata={"help": "Epochs of the first stage (whole-video captions)."}
+        default=10, metadata={"help": "Epochs of the first stage (whole-video captions); its share of max_steps."}
     )
-    localization_epochs: float = field(default=10, metadata={"help": "Epochs of the second stage (all losses)."})
-    score_at_end: bool = field(
-        default=False, metadata={"help": "At the end of training, caption the eval data set and score the captions."}
+    localization_epochs: float = field(
+        default=10, metadata={"help": "Epochs of the second stage (all losses); its share of max_steps."}
     )
+    predict_with_generate: bool = field(
+        default=False, metadata={"help": "Evaluation also captions its data set and scores the captions."}
+    )
+    eval_metrics: list[str] | None = field(
+        default=None, metadata={"help": "Scores of the captions: localization, controls, meteor, ...; default all."}
+    )
+    num_train_epochs: float | None = field(default=None, metadata={"help": "Follows from the epochs of both stages."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Highest learning rate of AdamW."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Videos per device and batch."})
     adam_beta2: float = field(default=0.99, metadata={"help": "Beta2 of AdamW."})
@@ -65,37 +79,71 @@ class SailTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.captioning_epochs < 0 or self.localization_epochs < 0:
             raise ValueError("`captioning_epochs` and `localization_epochs` must not be negative.")
-        self.num_train_epochs = self.captioning_epochs + self.localization_epochs
+        epochs = self.captioning_epochs + self.localization_epochs
+        if self.num_train_epochs is not None and not math.isclose(self.num_train_epochs, epochs):
+            raise ValueError(
+                f"`num_train_epochs` is {self.num_train_epochs:g}, but `captioning_epochs` and `localization_epochs` add up "
+                f"to {epochs:g}: set these two, of which it is the sum."
+            )
+        self.num_train_epochs = epochs
+        if self.accelerator_config is None:
+            self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
+
+
+def captioning_steps(args: SailTrainingArguments, max_steps: int) -> int:
+    """Steps of the first stage, of `max_steps` in all."""
+    return round(max_steps * args.captioning_epochs / (args.num_train_epochs or 1))
+
+
+class StageCheck(TrainerCallback):
+    """Stops at the start of training where a stage that has epochs would get no step."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        steps = captioning_steps(args, state.max_steps)
+        for name, of_stage in (("captioning_epochs", steps), ("localization_epochs", state.max_steps - steps)):
+            if getattr(args, name) and not of_stage:
+                raise ValueError(
+                    f"`{name}` is {getattr(args, name):g}, but none of the {state.max_steps} steps falls to that stage: train "
+                    "for more steps (more epochs, smaller batches or a larger `max_steps`), or set it to 0."
+                )
 
 
 class SailTrainer(Trainer):
     """`Trainer` that shows the model whole-video captions alone in the first stage, and everything in the second.
 
-    The stage follows from the state's epoch, so a run resumed from any checkpoint goes on in the right one. Losses are
-    normalised by the whole optimiser step's tokens and videos over micro-batches and processes: gradient accumulation
-    and several devices give the gradients of one large batch.
+    The stage follows from the step, so a run resumed from any checkpoint goes on in the right one. Losses are normalised by
+    the whole optimiser step's tokens and videos over micro-batches and processes: gradient accumulation and several devices
+    give the gradients of one large batch. Every part of the loss is logged as that large batch would give it.
     """
 
     args: SailTrainingArguments
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.args.score_at_end:
-            self._check_scored(self.eval_dataset)
+    def __init__(self, model: Any = None, args: SailTrainingArguments | None = None, **kwargs):
+        if args is not None and args.n_gpu > 1:
+            logger.warning(
+                "Training on one of %d visible GPUs: start the script with `accelerate launch` to use all.", args.n_gpu
+            )
+            # As transformers does for models that must not be wrapped in `nn.DataParallel`.
+            args._n_gpu = 1
+        super().__init__(model, args, **kwargs)
+        self.add_callback(StageCheck())
+        if self.args.predict_with_generate:
+            self._check_scored()
         # The model takes the step's own counts from this trainer, and its loss then needs no further scaling.
         self.model_accepts_loss_kwargs = True
-        # Since the last log, of each logged part: its sum, the micro-batches that count, and those that had it.
-        self._parts = torch.zeros(len(_LOGGED), 3, dtype=torch.float64)
+        # Since the last log: sums of each loss by step, and of what describes the masks the values of the micro-batches.
+        self._loss_sums: dict[str, Counter] = defaultdict(Counter)
+        self._mask_values: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     @property
     def in_captioning_stage(self) -> bool:
-        return (self.state.epoch or 0.0) < self.args.captioning_epochs
+        return self.state.global_step < captioning_steps(self.args, self.state.max_steps)
 
     def _stage_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         if not self.model.training or not self.in_captioning_stage:
             return inputs
-        return {name: value for name, value in inputs.items() if name in _CAPTIONING_KEYS}
+        return {name: value for name, value in inputs.items() if name in CAPTIONING_KEYS}
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> dict[str, torch.Tensor] | None:
         """What each loss averages over, summed over the micro-batches and processes of one optimiser step."""
@@ -126,94 +174,161 @@ class SailTrainer(Trainer):
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
+    # --- Logging --------------------------------------------------------------------------------------------------
+
     def _record(self, outputs: SailOutput) -> None:
-        # A part is already divided by the count of the whole step, so its mean over micro-batches is this much too small.
-        scale = self.accelerator.num_processes * self.current_gradient_accumulation_steps
-        values = {name: value * scale for name, value in outputs.items() if name.startswith("loss_")}
-        values["active_hinges"] = outputs.active_hinges
+        for name in (f"loss_{loss.name}" for loss in LOSSES):
+            if outputs.get(name) is not None:
+                # Already divided by the count of the whole step, so micro-batches and processes add up to it.
+                self._loss_sums[name][self.state.global_step] += outputs[name].detach()
+        if outputs.active_hinges is not None:
+            self._mask_values["active_hinges"].append(outputs.active_hinges.detach())
         if outputs.event_widths is not None:
             real = outputs.event_widths > 0
-            values["mean_event_center"] = outputs.event_centers[real].mean()
-            values["mean_event_width"] = outputs.event_widths[real].mean()
-        for index, name in enumerate(_LOGGED):
-            if values.get(name) is not None:
-                self._parts[index] += torch.stack([values[name].detach().double().cpu(), *torch.ones(2)])
-            elif name.startswith("loss_") and outputs.event_widths is not None:
-                # Nothing of this part here (videos with one caption): it lies in the step's other micro-batches.
-                self._parts[index, 1] += 1
+            self._mask_values["mean_event_center"].append(outputs.event_centers.detach()[real].mean())
+            self._mask_values["mean_event_width"].append(outputs.event_widths.detach()[real].mean())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            parts = self.accelerator.gather(self._parts[None].to(self.args.device)).sum(0).cpu()
-            logs.update(
-                {name: (total / n).item() for name, (total, n, had) in zip(_LOGGED, parts, strict=True) if had}
-            )
-            self._parts.zero_()
+            logs.update(self._mean_parts())
         super().log(logs, start_time)
 
-    def train(self, *args, **kwargs) -> TrainOutput:
-        output = super().train(*args, **kwargs)
-        if self.args.score_at_end:
-            self.save_model()  # whatever becomes of the scores
-            self.score()
+    def _mean_parts(self) -> dict[str, float]:
+        """Means over the steps since the last log that have the loss, of all processes; they start anew."""
+        sums = [(name, step, float(part)) for name, steps in self._loss_sums.items() for step, part in steps.items()]
+        values = [(name, float(value)) for name, found in self._mask_values.items() for value in found]
+        self._loss_sums.clear()
+        self._mask_values.clear()
+        by_name: dict[str, list[float]] = defaultdict(list)
+        of_step: Counter = Counter()
+        for name, step, part in gather_object(sums):
+            of_step[name, step] += part
+        for (name, _), value in of_step.items():
+            by_name[name].append(value)
+        for name, value in gather_object(values):
+            by_name[name].append(value)
+        return {name: sum(found) / len(found) for name, found in by_name.items()}
+
+    # --- Evaluation -----------------------------------------------------------------------------------------------
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args, metric_key_prefix: str = "eval", **kwargs
+    ) -> EvalLoopOutput:
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.args.predict_with_generate:
+            scores = self._caption_and_score(dataloader.dataset, metric_key_prefix)
+            numbers = {name: value for name, value in scores.items() if isinstance(value, int | float)}
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in numbers.items()})
         return output
 
-    def score(self, dataset: Dataset | list[dict] | None = None) -> dict[str, Any] | None:
-        """Caption a data set and score the captions with [`DenseVideoCaptioningMetric`], all of its defaults.
-
-        Writes `results.json` (a submission that `training/evaluate.py` scores too) and `scores.json` into the output
-        folder, logs the numbers as `eval_...` and prints them as a table. Every process captions its share.
-
-        Args:
-            dataset: defaults to `eval_dataset`. Its rows have `video_id`, `duration` (seconds), `video_features`,
-                `captions`, `timestamps` (seconds) and perhaps `references`, as `training/extract_features.py` writes them.
-                Videos that it lacks are not counted, where `training/evaluate.py` counts those of its reference files
-                as zero: score `results.json` by that if videos of a benchmark are gone.
-
-        Returns:
-            the scores on the main process, `None` on others.
-
-        Raises:
-            ValueError: no data set, or rows that cannot be scored.
-        """
-        from .metric import DenseVideoCaptioningMetric, format_table  # slow to import
-
-        dataset = self.eval_dataset if dataset is None else dataset
-        references = self._check_scored(dataset)
-        model = self.accelerator.unwrap_model(self.model).eval()
+    def _caption_and_score(self, dataset: Dataset | Sequence[dict], prefix: str) -> dict[str, Any]:
+        """Scores of the captions of a data set; every process captions its share, the main one scores and writes."""
+        references = scored_references(dataset)
+        rows = dataset
+        if isinstance(dataset, Dataset):
+            rows = dataset.select_columns(list(CAPTIONED_COLUMNS)).with_format("numpy")
         with self.accelerator.split_between_processes(list(range(len(dataset)))) as share:
-            rows = dataset
-            if isinstance(dataset, Dataset):
-                rows = dataset.select_columns(list(CAPTIONED_COLUMNS)).with_format("numpy")
-            batch_size = self.args.per_device_eval_batch_size
-            found = caption_dataset(model, self.processing_class, Subset(rows, share), batch_size)
+            found = caption_dataset(
+                self.accelerator.unwrap_model(self.model),
+                self.processing_class,
+                Subset(rows, share),
+                self.args.per_device_eval_batch_size,
+            )
         results = dict(gather_object(list(found.items())))
-        if not self.is_world_process_zero():
-            return None
-        content, folder = submission(results), Path(self.args.output_dir)
-        write_json(folder / "results.json", content)
-        predictions = [content["results"][video] for video in references]
-        scores = DenseVideoCaptioningMetric().compute(predictions=predictions, references=list(references.values()))
-        write_json(folder / "scores.json", scores)
-        self.log({f"eval_{name}": value for name, value in scores.items() if isinstance(value, float)})
-        print(f"\n{format_table(scores, name='this model')}\n\nWrote results.json and scores.json in {folder}")
+        scores = [None]
+        if self.is_world_process_zero():
+            scores = [self._score({video: results[video] for video in references}, references, prefix)]
+        return broadcast_object_list(scores)[0]
+
+    def _score(self, results: dict[str, list[dict]], references: dict[str, list[dict]], prefix: str) -> dict[str, Any]:
+        from .metric import METRICS, DenseVideoCaptioningMetric  # slow to import
+
+        name = "" if prefix == "eval" else f"{prefix.removeprefix('eval_')}_"
+        content = submission(results)
+        write_json(Path(self.args.output_dir, f"{name}results.json"), content)
+        scores = DenseVideoCaptioningMetric().compute(
+            predictions=list(content["results"].values()),
+            references=list(references.values()),
+            metrics=self.args.eval_metrics or METRICS,
+        )
+        write_json(Path(self.args.output_dir, f"{name}scores.json"), scores)
         return scores
 
-    def _check_scored(self, dataset: Dataset | list[dict] | None) -> dict[str, list[dict]]:
-        """Reference sets by video id, or what cannot be scored: said before hours of training, not after."""
-        from .metric import checked_reference  # slow to import
+    def _check_scored(self) -> None:
+        """What cannot be scored is said before hours of training, not after."""
+        from .metric import METRICS, check_options
+        from .metric_captions import find_java_tools
 
-        if not dataset or isinstance(dataset, dict):
-            raise ValueError("Scoring needs one `eval_dataset`: the videos that are captioned and scored.")
-        if missing := {*CAPTIONED_COLUMNS, "captions", "timestamps"} - set(dataset[0]):
-            raise ValueError(f"Scoring needs the columns {', '.join(sorted(missing))}; found {', '.join(dataset[0])}.")
         if self.processing_class is None:
             raise ValueError("Scoring needs `processing_class`, the SailProcessor, to read the captions.")
-        if isinstance(dataset, Dataset):
-            columns = [column for column in REFERENCE_COLUMNS if column in dataset.column_names]
-            dataset = dataset.select_columns(columns).with_format(None)
-        rows = list(dataset)
-        sets = {str(row["video_id"]): one for row, one in zip(rows, reference_sets(rows), strict=True)}
-        for video, of_video in sets.items():
-            checked_reference(of_video, f"references of {video}")
-        return sets
+        if self.eval_dataset is None:
+            raise ValueError(
+                "`predict_with_generate` needs an `eval_dataset`: the videos that are captioned and scored."
+            )
+        for dataset in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
+            scored_references(dataset)
+        if self.args.eval_metrics is not None:
+            check_options("2021", "zero", (0.5,), self.args.eval_metrics)
+            if not set(self.args.eval_metrics) <= set(METRICS[:2]):
+                find_java_tools()
+
+
+def scored_references(dataset: Dataset | Sequence[dict]) -> dict[str, list[dict[str, Any]]]:
+    """Reference sets of a data set's rows by video id.
+
+    Raises:
+        ValueError: naming what a row lacks to be captioned and scored.
+    """
+    from .metric import checked_reference  # slow to import
+
+    if not has_length(dataset) or not len(dataset):
+        raise ValueError("Scoring needs a data set with rows that can be counted: no streaming one, and no empty one.")
+    if missing := {*CAPTIONED_COLUMNS, "captions", "timestamps"} - set(dataset[0]):
+        raise ValueError(f"Scoring needs the columns {', '.join(sorted(missing))}; found {', '.join(dataset[0])}.")
+    rows = dataset
+    if isinstance(dataset, Dataset):
+        columns = [column for column in REFERENCE_COLUMNS if column in dataset.column_names]
+        rows = dataset.select_columns(columns).with_format(None)
+    rows = list(rows)
+    if untimed := [row["video_id"] for row in rows if row["duration"] is None]:
+        raise ValueError(
+            f"Scoring needs durations; {len(untimed)} of {len(rows)} videos have none, e.g. {untimed[0]}."
+        )
+    references = reference_sets(rows)
+    if len(references) < len(rows):
+        raise ValueError(f"Scoring needs one row for each video; {len(rows)} rows have {len(references)} ids.")
+    for video, sets in references.items():
+        checked_reference(sets, f"references of {video}")
+    return references
+
+
+def caption_dataset(
+    model: SailForDenseVideoCaptioning, processor: SailProcessor, data: Dataset | Sequence[dict], batch_size: int = 8
+) -> dict[str, list[dict[str, Any]]]:
+    """Events of every row: video id -> the pipeline's output form.
+
+    Args:
+        model: in evaluation mode, on the device that captions.
+        data: rows with `video_id`, `duration` in seconds and `video_features` `(T, D)`; a `datasets.Dataset` is read
+            fastest with the format "numpy".
+    """
+
+    def collate(rows: list[dict]) -> dict[str, Any]:
+        features = [torch.as_tensor(row["video_features"], dtype=torch.float32) for row in rows]
+        frame_masks = [torch.ones(len(value), dtype=torch.long) for value in features]
+        return {
+            "video_features": pad_sequence(features, batch_first=True),
+            "video_attention_mask": pad_sequence(frame_masks, batch_first=True),
+            "ids": [str(row["video_id"]) for row in rows],
+            "durations": [float(row["duration"]) for row in rows],
+        }
+
+    results = {}
+    with tqdm(total=len(data), desc="Captioning", unit="video") as progress:
+        for batch in DataLoader(data, batch_size=batch_size, collate_fn=collate):
+            ids, durations = batch.pop("ids"), batch.pop("durations")
+            inputs = {name: value.to(model.device) for name, value in batch.items()}
+            outputs = model.generate(**inputs, tokenizer=processor.tokenizer)
+            results.update(zip(ids, processor.post_process_dense_captioning(outputs, durations), strict=True))
+            progress.update(len(ids))
+    return results

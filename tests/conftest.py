@@ -9,6 +9,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import torch  # noqa: E402
+from tiny import make_clip, make_processor, make_tokenizer  # noqa: E402
+from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
+
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -18,6 +22,29 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the reference data folder {SHARED} is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def processor():
+    """A processor of 8 frames with the tiny tokenizer; nothing may change it."""
+    return make_processor()
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory) -> dict[str, str]:
+    """Folders of a tiny CLIP, and of a tiny decoder without dropout and its tokenizer."""
+    folder = tmp_path_factory.mktemp("parts")
+    make_clip(folder / "clip")
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(folder / "decoder")
+    torch.manual_seed(0)
+    size = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 128}
+    ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    no_dropout = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+    # Without the tokens that SAIL adds.
+    config = GPT2Config(vocab_size=len(tokenizer) - 3, **size, **ids, **no_dropout)
+    GPT2LMHeadModel(config).save_pretrained(folder / "decoder")
+    return {"clip": str(folder / "clip"), "decoder": str(folder / "decoder")}
 
 
 @pytest.fixture(scope="session")

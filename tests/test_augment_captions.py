@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from annotations import read_annotation_file
 from augment_captions import (
     PROMPT_DIGEST,
     SYSTEM_PROMPT,
@@ -24,9 +23,11 @@ from augment_captions import (
     take_shard,
 )
 from build_dataset import BuildArguments
-from build_dataset import main as build
+from build_dataset import write_dataset as build
 from chat_server import chat_server
 from datasets import load_dataset
+
+from sail_hf.data import read_annotation_file
 
 SCRIPT = Path(__file__).parents[1] / "training" / "augment_captions.py"
 SETTINGS = {"llm": "tiny", "seed": 0}

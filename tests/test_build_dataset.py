@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from annotations import read_annotation_file
-from build_dataset import FEATURES, BuildArguments, build_dataset, main
+from build_dataset import FEATURES, BuildArguments, build_dataset, write_dataset
 from datasets import load_dataset
+
+from sail_hf.data import read_annotation_file
 
 SCRIPT = Path(__file__).parents[1] / "training" / "build_dataset.py"
 
@@ -33,7 +34,7 @@ def files(tmp_path):
 
 
 def test_columns_are_typed_and_the_same_in_all_splits(files, tmp_path):
-    main(BuildArguments(output=str(tmp_path / "out"), **files))
+    write_dataset(BuildArguments(output=str(tmp_path / "out"), **files))
     loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert {split: part.num_rows for split, part in loaded.items()} == {"train": 2, "validation": 2}
     assert loaded["train"].features == loaded["validation"].features == FEATURES
@@ -54,7 +55,7 @@ def test_several_files_are_references(files):
 
 
 def test_built_data_set_is_an_annotation_file(files, tmp_path):
-    main(BuildArguments(output=str(tmp_path / "out"), **files))
+    write_dataset(BuildArguments(output=str(tmp_path / "out"), **files))
     built = read_annotation_file(f"{tmp_path}/out#train")
     assert built == read_annotation_file(files["train"][0])
     with pytest.raises(ValueError, match="holds the splits train, validation: write .*out#train"):
@@ -74,13 +75,13 @@ def test_refusals(files, tmp_path):
         build_dataset({"train": files["train"], "test": files["train"]})
     (tmp_path / "out").mkdir()
     with pytest.raises(FileExistsError, match="choose another --output"):
-        main(BuildArguments(output=str(tmp_path / "out"), **files))
+        write_dataset(BuildArguments(output=str(tmp_path / "out"), **files))
 
 
 def test_nothing_is_left_of_a_failed_build(files, tmp_path):
     bad = write(tmp_path / "bad.json", {"x": [""]})
     with pytest.raises(ValueError, match="video 'x'"):
-        main(BuildArguments(output=str(tmp_path / "out"), train=files["train"], validation=[bad]))
+        write_dataset(BuildArguments(output=str(tmp_path / "out"), train=files["train"], validation=[bad]))
     assert not (tmp_path / "out").exists()
 
 
@@ -104,7 +105,7 @@ def test_official_files_build_without_loss(shared, tmp_path, capsys):
     youcook2 = {"train": ["train.json"], "validation": ["val.json"]}
     for name, splits in (("activitynet", activitynet), ("youcook2", youcook2)):
         paths = {split: [str(folder / name / file) for file in files] for split, files in splits.items()}
-        main(BuildArguments(output=str(tmp_path / name), **paths))
+        write_dataset(BuildArguments(output=str(tmp_path / name), **paths))
     printed = capsys.readouterr().out
     assert (
         "train: 10009 videos, 37421 captions in; 10009 videos, 37421 captions out\n  pairs of adjacent captions: 27412"

@@ -3,12 +3,10 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 from colours import BLUE, GREEN, RED, SENTENCES, make_colour_clip, make_colour_model, write_video
@@ -254,100 +252,3 @@ def test_what_cannot_be_aligned(here, capsys, arguments, words):
     assert main(["align", *arguments]) == 1
     message = errors(capsys)
     assert words in message and message.startswith("sail: error") and "Traceback" not in message
-
-
-# --- data sets ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def captioned(tmp_path) -> Path:
-    """A data set folder of two splits; one video is missing, one damaged, one row has no captions."""
-    rows = {
-        "train": [("one", CAPTIONS, [[0.0, 0.1]]), ("damaged", [RED], None), ("absent", [RED, BLUE], None)],
-        "test": [("v_-two", CAPTIONS, None), ("one", [], None)],
-    }
-    for split, of_split in rows.items():
-        table = datasets.Dataset.from_list(
-            [{"video_id": i, "captions": c, "timestamps": t, "note": f"note {i}"} for i, c, t in of_split],
-            features=datasets.Features(
-                {
-                    "video_id": datasets.Value("string"),
-                    "captions": datasets.List(datasets.Value("string")),
-                    "timestamps": datasets.List(datasets.List(datasets.Value("float64"))),
-                    "note": datasets.Value("string"),
-                }
-            ),
-        )
-        (tmp_path / "captions").mkdir(exist_ok=True)
-        table.to_parquet(tmp_path / "captions" / f"{split}-00000-of-00001.parquet")
-    return tmp_path / "captions"
-
-
-def test_a_data_set_gets_timestamps(here, captioned, capsys, tmp_path):
-    out = tmp_path / "out"
-    command = ["align", "--dataset", str(captioned), "--videos", "videos", "--clip", "clip", "--output", str(out)]
-    assert main([*command, "--frames-per-second", "10"]) == 1
-    data = datasets.load_dataset(str(out))
-    train, test = data["train"].to_list(), data["test"].to_list()
-    assert [row["video_id"] for row in train] == ["one", "damaged", "absent"]
-    assert [row["note"] for row in train] == ["note one", "note damaged", "note absent"]
-    assert np.abs(np.array(train[0]["timestamps"]) - SPANS).max() <= 0.11
-    assert len(train[0]["timestamp_scores"]) == 3
-    np.testing.assert_allclose(test[0]["timestamps"], [[0, 2], [2, 3], [3, 4]], atol=0.11)
-    assert [row["timestamps"] for row in (*train[1:], test[1])] == [None] * 3
-    output = capsys.readouterr()
-    assert "captions of 2 of 5 videos" in output.out and "3 of 5 videos failed" in output.err
-    skipped = json.loads((out / "skipped.json").read_text())
-    assert [item["video_id"] for item in skipped["train"]] == ["damaged", "absent"]
-    assert "no such video" in skipped["train"][1]["reason"] and "at least one sentence" in skipped["test"][0]["reason"]
-    # Nothing else is left, and nothing is overwritten.
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions", "out"]
-    assert main(command) == 1 and "out exists" in errors(capsys)
-
-
-def test_a_stopped_run_goes_on(home, captioned, monkeypatch, tmp_path):
-    """Killed while the second video is aligned, the same command aligns only what is missing."""
-    monkeypatch.chdir(home)
-    shutil.copytree(home / "videos", tmp_path / "videos")
-    out = tmp_path / "out"
-    command = ["align", "--dataset", str(captioned), "--videos", str(tmp_path / "videos"), "--clip", "clip"]
-    command += ["--output", str(out)]
-    import sail_hf.pipeline_sail as module
-
-    aligned = []
-
-    def align_captions(clip, video, captions, **options):
-        if video.stem == "-two" and "again" not in aligned:
-            raise KeyboardInterrupt
-        aligned.append(video.stem)
-        return original(clip, video, captions, **options)
-
-    original = module.align_captions
-    monkeypatch.setattr(module, "align_captions", align_captions)
-    assert main(command) == 1 and aligned == ["one", "damaged"] and not out.exists()
-    with (tmp_path / "out.work.jsonl").open("a") as file:
-        file.write('["half a li')
-    aligned.clear()
-    aligned.append("again")
-    main(command)
-    # The second row of "one" has no captions.
-    assert aligned == ["again", "damaged", "-two", "one"]
-    assert datasets.load_dataset(str(out))["train"][0]["timestamps"]
-
-
-@pytest.mark.parametrize("problem", ["no folder", "no column", "no videos"])
-def test_data_sets_that_cannot_be_aligned(here, captioned, capsys, tmp_path, problem):
-    videos = "videos"
-    if problem == "no folder":
-        captioned = tmp_path / "nowhere"
-    elif problem == "no videos":
-        videos = "nowhere"
-    else:
-        path = captioned / "train-00000-of-00001.parquet"
-        (captioned / "test-00000-of-00001.parquet").unlink()
-        datasets.Dataset.from_dict({"video_id": ["one"]}).to_parquet(path)
-    command = ["align", "--dataset", str(captioned), "--videos", videos, "--clip", "clip"]
-    assert main([*command, "--output", str(tmp_path / "out")]) == 1
-    words = {"no folder": "nowhere", "no column": "no column captions", "no videos": "no folder of videos"}[problem]
-    message = errors(capsys)
-    assert words in message and "Traceback" not in message and not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from augment_captions import GenerateArguments, MergeArguments, Pair, generate, merge, read_log
 from build_dataset import BuildArguments
-from build_dataset import main as build
+from build_dataset import write_dataset as build
 from hub_server import Repository, hub_server
 from llm_engines import Request, Sampling, ServerEngine, TransformersEngine
 from tiny_llm import make_tiny_llm

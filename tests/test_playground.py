@@ -2,11 +2,12 @@ import json
 from collections import Counter
 
 import numpy as np
-import playground
 import pytest
 import torch
-from annotations import read_annotations
-from playground import (
+import world as world_module
+from drawing import SIZE, draw_background
+from train_clip import ClipArguments, load_pictures, retrieval_accuracy, train_clip
+from world import (
     ACTIONS,
     ACTORS,
     FPS,
@@ -21,10 +22,9 @@ from playground import (
     sample_script,
     write_video,
 )
-from playground_drawing import SIZE, draw_background
-from train_clip import ClipArguments, load_pictures, retrieval_accuracy, train_clip
 
 from sail_hf.clip_sail import load_clip
+from sail_hf.data import read_annotations
 from sail_hf.video_processing_sail import SailVideoProcessor
 from sail_hf.video_reading import open_video
 
@@ -188,7 +188,7 @@ def test_rendering_again_makes_only_what_is_missing(world):
     content = lost.read_bytes()
     lost.unlink()
     # What an interrupted run leaves behind does not count as a video.
-    (world / "videos" / ".train_0001.mp4.partial").write_bytes(content[:100])
+    (world / "videos" / "train_0001.mp4.part").write_bytes(content[:100])
     render_playground(world, 3, 1, seed=7, num_workers=1, num_train_pictures=40, num_test_pictures=8)
     assert lost.read_bytes() == content
     assert sorted(videos) == sorted((world / "videos").iterdir())
@@ -283,6 +283,6 @@ def test_pictures_without_text_are_refused(tmp_path):
 
 def test_command_line_renders(tmp_path):
     amounts = "--num_train 1 --num_test 0 --num_train_pictures 0 --num_test_pictures 0 --num_workers 1"
-    playground.main(["--output", str(tmp_path / "w"), *amounts.split()])
+    world_module.main(["--output", str(tmp_path / "w"), *amounts.split()])
     assert [path.name for path in (tmp_path / "w" / "videos").iterdir()] == ["train_0000.mp4"]
     assert json.loads((tmp_path / "w" / "test.json").read_text()) == {}

@@ -4,12 +4,9 @@ import json
 import random
 from pathlib import Path
 
-import pytest
-import torch
 from datasets import Dataset, Features, List, Value
-from tiny import CAPTIONS, make_clip, make_rows, make_tokenizer
+from tiny import CAPTIONS, make_rows
 from train import main
-from transformers import GPT2Config, GPT2LMHeadModel
 
 MODEL = {
     "encoder_layers": 1, "encoder_ffn_dim": 32,
@@ -28,21 +25,6 @@ def write_dataset(folder: Path, timestamps: list | None, captions: list[list[str
     folder.mkdir()
     Dataset.from_list(rows, features=Features(features)).to_parquet(folder / "train-00000-of-00001.parquet")
     return str(folder)
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> dict[str, str]:
-    """Folders of a tiny CLIP and a tiny decoder with its tokenizer."""
-    folder = tmp_path_factory.mktemp("parts")
-    make_clip(folder / "clip")
-    tokenizer = make_tokenizer()
-    tokenizer.save_pretrained(folder / "decoder")
-    torch.manual_seed(0)
-    ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=256, **ids)
-    ).save_pretrained(folder / "decoder")
-    return {"clip": str(folder / "clip"), "decoder": str(folder / "decoder")}
 
 
 def log_of(dataset: str, parts: dict[str, str], output: Path) -> list[dict]:

@@ -1,22 +1,22 @@
 """The two stages, exact gradients under accumulation, resuming, and what is logged."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_model, make_processor, make_rows
-from transformers import TrainerCallback
+from datasets import Dataset
+from tiny import make_model, make_rows
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sail_hf import SailDataCollator, SailForDenseVideoCaptioning, SailTrainer, SailTrainingArguments
 from sail_hf.loss_sail import count_items
 
 CAPTIONING = {"loss_full"}
 LOCALIZATION = {"loss_full", "loss_positive", "loss_negative", "loss_similarity", "loss_augmentation"}
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return make_processor()
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,13 @@ def test_negative_epochs_are_an_error(tmp_path, name):
         SailTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: -1})
 
 
+def test_the_sum_of_the_stages_is_not_overwritten_in_silence(tmp_path):
+    given = {"output_dir": str(tmp_path), "use_cpu": True, "captioning_epochs": 2, "localization_epochs": 3}
+    with pytest.raises(ValueError, match="`num_train_epochs` is 3, but .* add up to 5"):
+        SailTrainingArguments(num_train_epochs=3, **given)
+    assert SailTrainingArguments(num_train_epochs=5, **given).num_train_epochs == 5
+
+
 # --- stages -------------------------------------------------------------------------------------------------------
 
 
@@ -134,6 +141,130 @@ def test_the_stage_changes_at_an_epoch_with_accumulation_that_does_not_divide_it
     )
     trainer.train()
     assert [parts_of(entry) for entry in logs_of(trainer)] == [CAPTIONING] * 2 + [LOCALIZATION] * 2
+
+
+def test_with_max_steps_the_epochs_are_shares(tmp_path, processor, rows):
+    trainer = make_trainer(tmp_path, processor, rows, captioning_epochs=5, localization_epochs=15, max_steps=4)
+    trainer.train()
+    assert [parts_of(entry) for entry in logs_of(trainer)] == [CAPTIONING] + [LOCALIZATION] * 3
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"captioning_epochs": 0.1, "localization_epochs": 1}, "`captioning_epochs` is 0.1, but none of the 3 steps"),
+        ({"max_steps": 3, "localization_epochs": 0.1}, "`localization_epochs` is 0.1, but none of the 3 steps"),
+    ],
+)
+def test_a_stage_that_cannot_be_reached_is_an_error(tmp_path, processor, rows, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        make_trainer(tmp_path, processor, rows, **arguments).train()
+
+
+# --- data sets and devices ----------------------------------------------------------------------------------------
+
+
+def as_dataset(rows):
+    return Dataset.from_list(
+        [{name: v if name == "captions" else v.tolist() for name, v in row.items()} for row in rows]
+    )
+
+
+@pytest.mark.parametrize("columns", [[], ["transition_features"]])
+def test_a_streaming_data_set_trains_as_rows_do(tmp_path, processor, rows, columns):
+    data = as_dataset(rows).remove_columns(columns)
+    logs = []
+    for dataset in (data.to_iterable_dataset(), data):
+        trainer = make_trainer(tmp_path, processor, dataset, max_steps=4, per_device_train_batch_size=6)
+        trainer.train()
+        logs.append(logs_of(trainer))
+    losses = LOCALIZATION - {"loss_augmentation"} if columns else LOCALIZATION
+    assert [parts_of(entry) for entry in logs[0]] == [CAPTIONING] * 2 + [losses] * 2
+    for found, expected in zip(*logs, strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_batches_may_be_dispatched(tmp_path, processor, rows, split):
+    config = {"dispatch_batches": True, "split_batches": split}
+    stream = as_dataset(rows).to_iterable_dataset()
+    trainer = make_trainer(tmp_path, processor, stream, max_steps=2, accelerator_config=config)
+    trainer.train()
+    assert parts_of(logs_of(trainer)[-1]) == LOCALIZATION
+
+
+def test_two_processes_stream_what_one_does(tmp_path, processor, rows):
+    """Each its own videos, or one process reads and dispatches halves: losses of one process with both halves."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    tests = Path(__file__).parent
+    result = subprocess.run(
+        [*launch, str(tests / "stream_in_processes.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    one = make_trainer(
+        tmp_path, processor, as_dataset(rows).to_iterable_dataset(), per_device_train_batch_size=2, max_steps=6
+    )
+    one.train()
+    for name in ("own", "dispatched"):
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        assert len(found) == 6
+        for entry, expected in zip(found, logs_of(one), strict=True):
+            assert parts_of(entry) == parts_of(expected)
+            for part in parts_of(expected) | {"loss"}:
+                assert entry[part] == pytest.approx(expected[part], rel=1e-4), (name, part)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_plain_trainer_trains(tmp_path, processor, rows, streaming):
+    data = as_dataset(rows)
+    arguments = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 6,
+        "report_to": [],
+        "use_cpu": True,
+        "logging_steps": 1,
+    }
+    model = make_model(processor, dropout=0.0)
+    model.decoder.apply(lambda module: isinstance(module, torch.nn.Dropout) and setattr(module, "p", 0.0))
+    expected = model(**SailDataCollator(processor)(rows)).loss.item()
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(str(tmp_path), remove_unused_columns=False, save_strategy="no", **arguments),
+        train_dataset=data.to_iterable_dataset() if streaming else data,
+        data_collator=SailDataCollator(processor),
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_plain_trainer_that_drops_the_captions_is_told_how_not_to(tmp_path, processor, rows):
+    trainer = Trainer(
+        model=make_model(processor),
+        args=TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]),
+        train_dataset=as_dataset(rows),
+        data_collator=SailDataCollator(processor),
+    )
+    with pytest.raises(ValueError, match="remove_unused_columns=False"):
+        trainer.train()
+
+
+def test_several_gpus_without_a_launcher_are_one(tmp_path, processor, rows, caplog):
+    args = SailTrainingArguments(str(tmp_path), use_cpu=True, report_to=[], save_strategy="no", max_steps=2)
+    args._n_gpu = 2  # as with two visible GPUs
+    trainer = SailTrainer(
+        model=make_model(processor), args=args, train_dataset=rows, data_collator=SailDataCollator(processor)
+    )
+    assert [r.getMessage() for r in caplog.records if "accelerate launch" in r.getMessage()] == [
+        "Training on one of 2 visible GPUs: start the script with `accelerate launch` to use all."
+    ]
+    assert args.train_batch_size == 8
+    trainer.train()
+    assert not isinstance(trainer.model_wrapped, torch.nn.DataParallel)
 
 
 # --- what is logged -----------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
-from annotations import read_annotations
 from build_dataset import FEATURES, write_split
 from datasets import Dataset
 from filelock import FileLock, Timeout
@@ -30,6 +29,8 @@ from llm_engines import Request, Sampling, ServerEngine, TransformersEngine
 from pyarrow import parquet
 from tqdm import tqdm
 from transformers import HfArgumentParser
+
+from sail_hf.data import read_annotations
 
 # Algorithm 1, word for word. Its emphasis is kept as Markdown, which is how the numbered rules are set.
 SYSTEM_PROMPT, USER_PROMPT = (

@@ -8,16 +8,16 @@ annotation files may have are those of [`read_annotation_file`]. Captions keep t
 are not sorted by start, the order of the file stands, since time stamps are for evaluation only.
 """
 
-import os
-import shutil
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from annotations import read_annotation_file, read_annotations, row_oddities
 from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
+
+from sail_hf.data import read_annotation_file, read_annotations, row_oddities, written_whole
 
 SPANS = List(List(Value("float64")))
 
@@ -43,13 +43,10 @@ FEATURES = Features(
 
 @dataclass
 class BuildArguments:
-    output: str = field(metadata={"help": "Folder to make; must not exist."})
-    train: list[str] = field(default_factory=list, metadata={"help": "Annotation file(s) of the training videos."})
-    validation: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Annotation file(s); several are references of the same videos."},
-    )
-    test: list[str] = field(default_factory=list, metadata={"help": "As --validation."})
+    output: str = HfArg(help="Folder to make; must not exist.")
+    train: list[str] = HfArg(default_factory=list, help="Annotation file(s) of the training videos.")
+    validation: list[str] = HfArg(default_factory=list, help="Annotation file(s); several are references.")
+    test: list[str] = HfArg(default_factory=list, help="As --validation.")
 
 
 def build_dataset(splits: dict[str, list[str | Path]]) -> DatasetDict:
@@ -68,12 +65,8 @@ def build_dataset(splits: dict[str, list[str | Path]]) -> DatasetDict:
             continue
         rows = read_annotations(paths)
         for row in rows:
-            if split_of.setdefault(row["video_id"], split) != split:
-                raise ValueError(
-                    f"video {row['video_id']!r} is in the split {split_of[row['video_id']]} and in {split}"
-                )
-        if len(paths) > 1:
-            _add_references(rows, paths)
+            if (other := split_of.setdefault(row["video_id"], split)) != split:
+                raise ValueError(f"video {row['video_id']!r} is in the split {other} and in {split}")
         rows = [{name: row.get(name) for name in FEATURES} for row in rows]
         built[split] = Dataset.from_list(rows, features=FEATURES)
     if not built:
@@ -81,28 +74,12 @@ def build_dataset(splits: dict[str, list[str | Path]]) -> DatasetDict:
     return built
 
 
-def _add_references(rows: list[dict], paths: list[str | Path]) -> None:
-    by_file = [(Path(path).stem, {row["video_id"]: row for row in read_annotation_file(path)}) for path in paths]
-    for row in rows:
-        row["references"] = [
-            {"name": name, **{key: refs[row["video_id"]][key] for key in ("captions", "timestamps")}}
-            for name, refs in by_file
-            if row["video_id"] in refs
-        ]
-
-
 def write_split(dataset: Dataset, folder: Path, split: str) -> Path:
-    """Writes a split as one Parquet file, under a temporary name first."""
+    """Writes a split as one Parquet file, whole or not at all."""
     path = folder / f"{split}-00000-of-00001.parquet"
-    temporary = path.with_suffix(".tmp")
-    dataset.to_parquet(temporary)
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        dataset.to_parquet(temporary)
     return path
-
-
-def count_captions(row: dict) -> int:
-    """Number of captions in all reference files of a row."""
-    return sum(len(reference["captions"]) for reference in row["references"] or [row])
 
 
 def report_split(split: str, paths: list[str], written: Path) -> None:
@@ -115,7 +92,7 @@ def report_split(split: str, paths: list[str], written: Path) -> None:
     rows_out = read_annotation_file(written)
     videos_in = len({row["video_id"] for rows in files for row in rows})
     captions_in = sum(len(row["captions"]) for rows in files for row in rows)
-    captions_out = sum(count_captions({"references": None, **row}) for row in rows_out)
+    captions_out = sum(len(one["captions"]) for row in rows_out for one in row.get("references") or [row])
     print(
         f"{split}: {videos_in} videos, {captions_in} captions in; {len(rows_out)} videos, {captions_out} captions out"
     )
@@ -129,24 +106,27 @@ def report_split(split: str, paths: list[str], written: Path) -> None:
             print(f"  {Path(path).name}: {oddity} (kept as it is): {count} videos, such as {example}")
 
 
-def main(arguments: BuildArguments) -> None:
+def write_dataset(arguments: BuildArguments) -> None:
+    """Build the data set, check that it holds everything, and write its folder; OSError, ValueError where that fails."""
     output = Path(arguments.output)
     if output.exists():
         raise FileExistsError(f"{output} exists: choose another --output, or remove it")
     splits = {"train": arguments.train, "validation": arguments.validation, "test": arguments.test}
     dataset = build_dataset(splits)
-    temporary = output.with_name(f"{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for split in dataset:
-        report_split(split, splits[split], write_split(dataset[split], temporary, split))
-    os.replace(temporary, output)
+    with written_whole(output) as temporary:
+        temporary.mkdir()
+        for split in dataset:
+            report_split(split, splits[split], write_split(dataset[split], temporary, split))
     print(f"wrote {output}")
 
 
-if __name__ == "__main__":
-    (parsed,) = HfArgumentParser(BuildArguments).parse_args_into_dataclasses()
+def main() -> None:
+    (arguments,) = HfArgumentParser(BuildArguments, description=__doc__).parse_args_into_dataclasses()
     try:
-        main(parsed)
+        write_dataset(arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,80 +5,29 @@
 It only scores files. Everything that is wrong with one of them is said before anything is computed.
 """
 
-import json
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from annotations import MAX_OVERRUN, read_annotation_file
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
-from sail_hf.data import write_json
-from sail_hf.metric import METRICS, DenseVideoCaptioningMetric, checked_prediction, format_table
+from sail_hf.data import MAX_OVERRUN, SUBMISSION_FORM, read_annotations, read_predictions, reference_sets, write_json
+from sail_hf.metric import METRICS, DenseVideoCaptioningMetric, format_table
 
 logger = logging.getLogger(__name__)
-FORM = '{"results": {video_id: [{"sentence": str, "timestamp": [start, end]}, ...]}}'
 
 
 @dataclass
 class EvaluateArguments:
-    predictions: Path = field(metadata={"help": f"JSON file of the form {FORM}, times in seconds."})
-    references: list[str] = field(
-        metadata={"help": "Annotation files with time stamps; several are independent references of the same videos."}
-    )
-    output: Path = field(metadata={"help": "JSON file to write the scores to, as fractions."})
-    protocol: Literal["2021", "2018"] = field(
-        default="2021", metadata={"help": "An unmatched prediction meets a random token (2021) or abc123!@# (2018)."}
-    )
-    missing: Literal["zero", "skip"] = field(
-        default="zero", metadata={"help": "Videos without a prediction count as zero (official) or are left out."}
-    )
-    metrics: list[str] = field(
-        default_factory=lambda: list(METRICS), metadata={"help": f"Any of {' '.join(METRICS)}; default all."}
-    )
-
-
-def read_predictions(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The `results` of a submission: video id -> events with "timestamp" (seconds) and "sentence".
-
-    Raises ValueError naming the file, the place and what is wrong there.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
-    results = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(results, dict):
-        found = f"the keys {list(content)[:5]}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ValueError(f'{path}: expected the key "results", as in {FORM}; found {found}')
-    try:
-        return {video: checked_prediction(events, f"results[{video!r}]") for video, events in results.items()}
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def read_references(paths: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Video id -> its reference sets, one per file; the set of a file that lacks the video is empty.
-
-    Raises FileNotFoundError and ValueError as `read_annotation_file` does; ValueError for a file without time stamps.
-    """
-    files = []
-    for path in paths:
-        rows = {row["video_id"]: row for row in read_annotation_file(path)}
-        untimed = [video for video, row in rows.items() if row["timestamps"] is None]
-        if untimed:
-            raise ValueError(f"{path}: {len(untimed)} videos have no time stamps to score against, e.g. {untimed[0]}")
-        files.append(rows)
-    none = {"timestamps": [], "captions": [], "duration": None}
-    return {
-        video: [
-            {"timestamps": row["timestamps"], "sentences": row["captions"], "duration": row["duration"]}
-            for row in (rows.get(video, none) for rows in files)
-        ]
-        for video in dict.fromkeys(video for rows in files for video in rows)
-    }
+    predictions: Path = HfArg(help=f"JSON file of the form {SUBMISSION_FORM}, in seconds.")
+    references: list[str] = HfArg(help="Annotation files with time stamps; several are references of the same videos.")
+    output: Path = HfArg(help="JSON file to write the scores to, as fractions.")
+    protocol: Literal["2021", "2018"] = HfArg(default="2021", help="Unmatched: random token, or abc123!@#.")
+    missing: Literal["zero", "skip"] = HfArg(default="zero", help="Videos without a prediction.")
+    metrics: list[str] = HfArg(default_factory=lambda: list(METRICS), help=f"Any of {' '.join(METRICS)}; default all.")
 
 
 def check_against(predictions: dict[str, list[dict]], references: dict[str, list[dict]]) -> None:
@@ -108,7 +57,7 @@ def check_against(predictions: dict[str, list[dict]], references: dict[str, list
 
 def evaluate_files(args: EvaluateArguments) -> dict[str, Any]:
     """Check the files, compute the scores and write them."""
-    predictions, references = read_predictions(args.predictions), read_references(args.references)
+    predictions, references = read_predictions(args.predictions), reference_sets(read_annotations(args.references))
     check_against(predictions, references)
     scores = DenseVideoCaptioningMetric().compute(
         predictions=[predictions.get(video, []) for video in references],

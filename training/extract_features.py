@@ -3,8 +3,8 @@
     python training/extract_features.py --annotations train.json --videos videos --clip ViT-L-14 --output data/mine
     python training/extract_features.py --annotations data/captions --videos videos --clip my_clip --output data/mine
 
-`--annotations` is one or more files of the forms that `annotations.py` reads (several files: references of the same
-videos), or a folder that `build_dataset.py` has made, all of whose splits are taken. The output holds a Parquet file
+`--annotations` is one or more files of the forms that [`read_annotation_file`] reads (several files: references of the
+same videos), or a folder that `build_dataset.py` has made, all of whose splits are taken. The output holds a Parquet file
 per split, for `datasets.load_dataset(OUTPUT)`: the columns of the captions, and
 
 * `video_features` (T, D): CLIP's image projections, not normalised, of T frames spread evenly over the video;
@@ -17,27 +17,26 @@ are listed on the screen and in OUTPUT/skipped.json, and left out.
 
 import hashlib
 import json
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from annotations import read_annotations
-from build_dataset import FEATURES, build_dataset
+from build_dataset import FEATURES
 from datasets import Array2D, Dataset, Features, List, Value
 from pyarrow import parquet
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from sail_hf.clip_sail import SailClip, load_clip
-from sail_hf.data import VIDEO_EXTENSIONS, find_video, find_videos
+from sail_hf.data import VIDEO_EXTENSIONS, find_video, find_videos, read_annotations, write_json, written_whole
 from sail_hf.video_processing_sail import SailVideoProcessor
 from sail_hf.video_reading import open_video, uniform_times
 
@@ -47,16 +46,14 @@ MAX_LISTED = 20
 
 @dataclass
 class ExtractArguments:
-    annotations: list[str] = field(metadata={"help": "Caption file(s), or a folder made by build_dataset.py."})
-    videos: str = field(metadata={"help": "Folder with the videos, named by id, with or without a leading 'v_'."})
-    output: str = field(metadata={"help": "Folder of the data set."})
-    clip: str = field(default="ViT-L-14", metadata={"help": "open_clip model, hf-hub:org/repo or folder."})
-    split: Literal["train", "validation", "test"] = field(
-        default="train", metadata={"help": "Split that caption files make; folders have their own."}
-    )
-    num_frames: int = field(default=32, metadata={"help": "T, frames of each video."})
-    batch_size: int = field(default=64, metadata={"help": "Frames that CLIP sees at once."})
-    num_workers: int = field(default=2, metadata={"help": "Videos that are decoded at the same time, ahead of CLIP."})
+    annotations: list[str] = HfArg(help="Caption file(s), or a folder made by build_dataset.py.")
+    videos: str = HfArg(help="Folder with the videos, named by id, with or without a leading 'v_'.")
+    output: str = HfArg(help="Folder of the data set.")
+    clip: str = HfArg(default="ViT-L-14", help="open_clip model, hf-hub:org/repo or folder.")
+    split: Literal["train", "validation", "test"] = HfArg(default="train", help="Split that caption files make.")
+    num_frames: int = HfArg(default=32, help="T, frames of each video.")
+    batch_size: int = HfArg(default=64, help="Frames that CLIP sees at once.")
+    num_workers: int = HfArg(default=2, help="Videos that are decoded at the same time, ahead of CLIP.")
 
     def __post_init__(self):
         for name in ("num_frames", "batch_size", "num_workers"):
@@ -67,14 +64,10 @@ class ExtractArguments:
 
 
 def read_splits(paths: list[str], split: str) -> dict[str, list[dict]]:
-    """Rows of captions by split.
-
-    Raises:
-        FileNotFoundError, ValueError: naming file and row.
-    """
+    """Rows of captions by split."""
     folder = Path(paths[0])
     if len(paths) > 1 or not folder.is_dir():
-        return {split: build_dataset({split: paths})[split].to_list()}
+        return {split: read_annotations(paths)}
     splits = sorted({file.name.split("-")[0] for file in folder.glob("*-*.parquet")})
     if not splits:
         raise ValueError(f"{folder} holds no Parquet files: make them with build_dataset.py")
@@ -82,35 +75,20 @@ def read_splits(paths: list[str], split: str) -> dict[str, list[dict]]:
 
 
 class Extractor:
-    """Computes features of videos and captions, and keeps those of each finished video in a folder.
-
-    Args:
-        clip: both towers are used.
-        num_frames: T.
-        batch_size: frames that CLIP sees at once.
-        folder: where finished videos are kept, in one safetensors file each.
-    """
+    """Computes features of videos (T = `num_frames`) and captions by both towers of a CLIP, which sees `batch_size` frames at
+    once, and keeps those of each finished video in `folder`, in a safetensors file."""
 
     def __init__(self, clip: SailClip, num_frames: int, batch_size: int, folder: Path):
-        self.clip = clip
-        self.batch_size = batch_size
-        self.folder = folder
+        self.clip, self.batch_size, self.folder = clip, batch_size, folder
         self.video_processor = SailVideoProcessor.from_vision_config(clip.vision_config, num_frames)
         self._digest = weights_digest(clip.model)
         folder.mkdir(parents=True, exist_ok=True)
 
     def file_of(self, row: dict, video: Path) -> Path:
         """The file for a row's features, named by a digest of all that they depend on."""
+        of_row = [row["video_id"], row["captions"], row.get("transitions")]
         status = video.stat()
-        inputs = [
-            self._digest,
-            self.video_processor.to_json_string(),
-            row["video_id"],
-            row["captions"],
-            row.get("transitions"),
-            status.st_size,
-            status.st_mtime_ns,
-        ]
+        inputs = [self._digest, self.video_processor.to_json_string(), *of_row, status.st_size, status.st_mtime_ns]
         return self.folder / f"{hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:40]}.safetensors"
 
     def read_frames(self, video: Path) -> tuple[torch.Tensor, float] | str:
@@ -133,9 +111,8 @@ class Extractor:
             tensors["transition_features"] = self.clip.encode_texts(row["transitions"])
         for name in tensors.keys() - {"duration"}:
             tensors[name] = tensors[name].half().contiguous()
-        temporary = file.with_suffix(".tmp")
-        save_file(tensors, temporary)
-        os.replace(temporary, file)
+        with written_whole(file) as temporary:
+            save_file(tensors, temporary)
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -163,11 +140,7 @@ def ahead(function: Callable, items: Iterable, num_workers: int) -> Iterator[tup
 def extract_split(
     extractor: Extractor, rows: list[dict], videos: dict[str, Path], num_workers: int, description: str
 ) -> tuple[list[tuple[dict, Path]], list[dict]]:
-    """Extract what is not there yet.
-
-    Returns: `(row, file of its features)` for each video in the order of `rows`, and `{"video_id", "reason"}` of the
-    others.
-    """
+    """Extract what is not there yet: `(row, file of its features)` in order, and `{"video_id", "reason"}` of the others."""
     reasons: dict[str, str] = {}
     found = []
     for row in rows:
@@ -182,10 +155,8 @@ def extract_split(
                 reasons[row["video_id"]] = result
             else:
                 frames, duration = result
-                if row["duration"] is not None and duration < 0.9 * row["duration"] - 1:
-                    progress.write(
-                        f"  note: {video} lasts {duration:.1f} s, its captions are for {row['duration']:.1f} s"
-                    )
+                if duration < 0.9 * (stated := row["duration"] or 0) - 1:
+                    progress.write(f"  note: {video} lasts {duration:.1f} s, its captions are for {stated:.1f} s")
                 extractor.extract(row, frames, duration, file)
             progress.update()
     done = [(row, file) for row, _, file in found if row["video_id"] not in reasons]
@@ -208,15 +179,13 @@ def features_of(rows: list[dict], num_frames: int, embed_dim: int) -> Features:
 
 
 def write_split(done: list[tuple[dict, Path]], folder: Path, split: str) -> Path:
-    """Write the rows with their features as one Parquet file, a few at a time, under a temporary name first."""
+    """Write the rows with their features as one Parquet file, a few at a time, whole or not at all."""
     path = folder / f"{split}-00000-of-00001.parquet"
-    temporary = path.with_suffix(".tmp")
     features = features_of([row for row, _ in done], *load_file(done[0][1])["video_features"].shape)
-    with parquet.ParquetWriter(temporary, features.arrow_schema) as writer:
+    with written_whole(path) as temporary, parquet.ParquetWriter(temporary, features.arrow_schema) as writer:
         for start in range(0, len(done), ROWS_AT_ONCE):
             rows = [with_features(row, file, features) for row, file in done[start : start + ROWS_AT_ONCE]]
             writer.write_table(Dataset.from_list(rows, features=features).with_format("arrow")[:])
-    os.replace(temporary, path)
     return path
 
 
@@ -228,25 +197,11 @@ def with_features(row: dict, file: Path, columns: Iterable[str]) -> dict:
     return {name: row.get(name) for name in columns}
 
 
-def write_skipped(skipped: dict[str, list[dict]], folder: Path) -> Path:
-    """Write `skipped.json`, `{split: [{"video_id", "reason"}]}`; splits of earlier runs stay in it."""
-    path = folder / "skipped.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({**earlier, **skipped}, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, path)
-    return path
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(ExtractArguments, description=__doc__)
-    try:
-        (args,) = parser.parse_args_into_dataclasses(argv)
-        splits = read_splits(args.annotations, args.split)
-        videos = find_videos(args.videos)
-        clip = load_clip(args.clip).to("cuda" if torch.cuda.is_available() else "cpu")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+def extract_features(args: ExtractArguments) -> None:
+    """Extract what is not there yet, and write the data set; OSError, ValueError where nothing could be read or used."""
+    splits = read_splits(args.annotations, args.split)
+    videos = find_videos(args.videos)
+    clip = load_clip(args.clip).to("cuda" if torch.cuda.is_available() else "cpu")
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     extractor = Extractor(clip, args.num_frames, args.batch_size, output.with_name(f"{output.name}.work"))
@@ -260,9 +215,21 @@ def main(argv: list[str] | None = None) -> None:
             print(f"  skipped {item['video_id']}: {item['reason']}")
         if len(skipped[split]) > MAX_LISTED:
             print(f"  ... and {len(skipped[split]) - MAX_LISTED} more")
-    print(f"skipped: {sum(map(len, skipped.values()))} videos, listed in {write_skipped(skipped, output)}")
+    listed = output / "skipped.json"
+    # Splits of earlier runs stay in it.
+    write_json(listed, {**(json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else {}), **skipped})
+    print(f"skipped: {sum(map(len, skipped.values()))} videos, listed in {listed}")
     if not num_videos:
-        sys.exit(f"error: not one video could be used; looked for {', '.join(VIDEO_EXTENSIONS)} in {args.videos}")
+        raise ValueError(f"not one video could be used; looked for {', '.join(VIDEO_EXTENSIONS)} in {args.videos}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser(ExtractArguments, description=__doc__)
+    try:
+        (args,) = parser.parse_args_into_dataclasses(argv)
+        extract_features(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train SAIL on captions alone, in two stages.
 
-    python training/train.py configs/playground.yaml [--field value ...]
+    python training/train.py configs/youcook2.yaml [--field value ...]
     accelerate launch training/train.py configs/activitynet.yaml --method ilcacm
     python training/train.py --videos DIR --captions FILE --output_dir DIR --method sail-sim
     accelerate launch --multi_gpu --num_processes 2 training/train.py configs/x.yaml --use_cpu true   # two CPU processes
@@ -11,14 +11,16 @@ The YAML file holds fields of the dataclasses below and of `SailTrainingArgument
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
-import extract_features
 import torch
 import yaml
+from extract_features import ExtractArguments, extract_features
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
+from transformers.hf_argparser import HfArg
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
@@ -32,46 +34,34 @@ from sail_hf import (
     SailVideoProcessor,
 )
 from sail_hf.clip_sail import load_clip
-from sail_hf.configuration_sail import METHODS, method_fields
-from sail_hf.scoring import REFERENCE_COLUMNS
+from sail_hf.configuration_sail import method_fields
+from sail_hf.data import REFERENCE_COLUMNS, read_annotations
+from sail_hf.loss_sail import required_columns
 
 # The only columns that training sees: time stamps stay behind.
 COLUMNS = ["captions", "video_features", "caption_features", "transition_features"]
+# What a model that is made anew has where nothing else is said.
+NEW_MODEL = {"clip": "ViT-L-14", "decoder": "distilbert/distilgpt2", "method": "sail"}
+# What a trained model brings: its weights, and the frames that its features were made of.
+BROUGHT = ("clip", "decoder", "tokenizer", "decoder_from_scratch", "num_frames")
 
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Trained SAIL to go on from; it brings all but what model_config changes."},
-    )
-    clip: str = field(
-        default="ViT-L-14", metadata={"help": "open_clip model, hf-hub:org/repo or folder; the one of the features."}
-    )
-    decoder: str = field(
-        default="distilbert/distilgpt2", metadata={"help": "Causal language model of transformers, name or folder."}
-    )
-    tokenizer: str | None = field(
-        default=None, metadata={"help": "Tokenizer, name or folder. Default: the decoder's."}
-    )
-    decoder_from_scratch: bool = field(
-        default=False, metadata={"help": "Give the decoder random weights: its folder then needs only config.json."}
-    )
-    include_text_tower: bool = field(
-        default=False, metadata={"help": "Save CLIP's text tower too, which alignment of captions to frames needs."}
-    )
-    method: str = field(
-        default="sail", metadata={"help": "fixed, ilcacm, sail-sim, sail-synth, sail-synth-hn, sail, ..."}
-    )
-    mask_type: str = field(default="gaussian", metadata={"help": "gaussian, cauchy or hard."})
-    num_frames: int = field(default=32, metadata={"help": "T, frames of a video."})
-    num_queries: int = field(default=14, metadata={"help": "K, largest number of events of a video."})
-    model_config: str | None = field(
-        default=None, metadata={"help": "Other fields of SailConfig: a mapping in YAML, JSON on the command line."}
-    )
-    generation_config: str | None = field(
-        default=None, metadata={"help": "Fields that replace the default generation config's, likewise."}
-    )
+    """Of a new model, or of a trained one what is to change of it; `None` is the new model's default, or no change."""
+
+    model_name_or_path: str | None = HfArg(default=None, help="Trained SAIL to go on from.")
+    clip: str | None = HfArg(default=None, help="open_clip model, hf-hub:org/repo or folder. Default: ViT-L-14.")
+    decoder: str | None = HfArg(default=None, help="Causal language model. Default: distilbert/distilgpt2.")
+    tokenizer: str | None = HfArg(default=None, help="Tokenizer, name or folder. Default: the decoder's.")
+    decoder_from_scratch: bool | None = HfArg(default=None, help="Give the decoder random weights.")
+    include_text_tower: bool | None = HfArg(default=None, help="Save CLIP's text tower too, for alignment.")
+    method: str | None = HfArg(default=None, help="fixed, ilcacm, sail-sim, sail-synth, ... Default: sail.")
+    mask_type: str | None = HfArg(default=None, help="gaussian, cauchy or hard.")
+    num_frames: int | None = HfArg(default=None, help="T, frames of a video. Default: 32.")
+    num_queries: int | None = HfArg(default=None, help="K, largest number of events of a video. Default: 14.")
+    model_config: str | None = HfArg(default=None, help="Other fields of SailConfig: a mapping (JSON).")
+    generation_config: str | None = HfArg(default=None, help="Fields that replace the generation config's, likewise.")
 
     def __post_init__(self):
         for name in ("model_config", "generation_config"):
@@ -80,79 +70,80 @@ class ModelArguments:
                 setattr(self, name, json.loads(value) if isinstance(value, str) else value)
             except json.JSONDecodeError as error:
                 raise ValueError(f"`{name}` must be JSON, found {value!r}: {error}") from error
+        given = [f"--{name}" for name in BROUGHT if getattr(self, name) is not None]
+        if self.model_name_or_path and given:
+            raise ValueError(
+                f"--model_name_or_path {self.model_name_or_path} brings its own {', '.join(given)}: leave them out, in the "
+                "YAML file too."
+            )
+
+    def config_fields(self) -> dict[str, Any]:
+        """The fields of [`SailConfig`] that are asked for (ValueError: it has none of the name); `model_config` wins."""
+        if unknown := set(self.model_config) - {field.name for field in fields(SailConfig)}:
+            raise ValueError(f"`model_config` has fields that SailConfig has not: {', '.join(sorted(unknown))}.")
+        own = {name: getattr(self, name) for name in ("mask_type", "num_frames", "num_queries")}
+        given = {name: value for name, value in own.items() if value is not None}
+        return {**(method_fields(self.method) if self.method else {}), **given, **self.model_config}
 
 
 @dataclass
 class DataArguments:
-    dataset: str | None = field(
-        default=None, metadata={"help": "Folder or name of a data set with features (extract_features.py)."}
-    )
-    videos: str | None = field(
-        default=None, metadata={"help": "Instead of a data set: folder of videos, whose features are then extracted."}
-    )
-    captions: str | None = field(
-        default=None, metadata={"help": "With videos: their captions in order (JSON, JSONL or CSV; build_dataset.py)."}
-    )
-    split: str = field(default="train", metadata={"help": "Split to train on."})
-    time_warp: float = field(
-        default=0.0, metadata={"help": "Augmentation for little data: strength of random changes of speed, in [0, 1)."}
-    )
-    validation_split: str | None = field(
-        default=None, metadata={"help": "Split whose loss is computed, and that --score_at_end captions and scores."}
-    )
-    resume: bool = field(
-        default=True, metadata={"help": "Go on from the last checkpoint in output_dir, if there is one."}
-    )
+    dataset: str | None = HfArg(default=None, help="Data set with features (extract_features.py), folder or name.")
+    videos: str | None = HfArg(default=None, help="Instead of a data set: folder of videos to extract features of.")
+    captions: str | None = HfArg(default=None, help="With videos: file of their captions in order (JSON, JSONL, CSV).")
+    split: str = HfArg(default="train", help="Split to train on.")
+    time_warp: float = HfArg(default=0.0, help="For little data: strength of random changes of speed, in [0, 1).")
+    validation_split: str | None = HfArg(default=None, help="Split that evaluation is on.")
+    resume: bool = HfArg(default=True, help="Go on from the last checkpoint in output_dir, if any.")
 
     def __post_init__(self):
         if (self.dataset is None) == (self.videos is None) or (self.videos is None) != (self.captions is None):
             raise ValueError("Give either --dataset, or --videos together with --captions.")
 
 
-def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, SailTrainingArguments]:
+PARTS = (ModelArguments, DataArguments, SailTrainingArguments)
+Arguments = tuple[ModelArguments, DataArguments, SailTrainingArguments]
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Fields and values of a YAML file; ValueError where it is not of that form."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} is not a file.")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold fields and values (`name: value`), found a {type(values).__name__}.")
+    if unknown := set(values) - {field.name for part in PARTS for field in fields(part)}:
+        raise ValueError(f"{path} has unknown fields: {', '.join(sorted(unknown))}.")
+    return values
+
+
+def configured(path: str | Path, **values) -> Arguments:
+    """The dataclasses of a YAML file, with other values for some of their fields."""
+    return HfArgumentParser(PARTS).parse_dict({**read_config(path), **values})
+
+
+def parse_arguments(argv: list[str]) -> Arguments:
     """Dataclasses from a YAML file (first argument, optional) and `--field value` pairs, which win."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, SailTrainingArguments), description=__doc__)
-    defaults = {}
-    if argv and not argv[0].startswith("-"):
-        path = Path(argv.pop(0))
-        if not path.is_file():
-            parser.error(f"{path} is not a file.")
-        try:
-            defaults = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            parser.error(f"{path} is not YAML: {error}")
-        if not isinstance(defaults, dict):
-            parser.error(f"{path} must hold fields and values (`name: value`), found a {type(defaults).__name__}.")
-        known = {action.dest for action in parser._actions}
-        if unknown := set(defaults) - known:
-            parser.error(f"{path} has unknown fields: {', '.join(sorted(unknown))}.")
-    for action in parser._actions:
-        action.required = action.required and action.dest not in defaults
-    parser.set_defaults(**defaults)
-    return parser.parse_args_into_dataclasses(argv)
+    parser = HfArgumentParser(PARTS, description=__doc__)
+    try:
+        defaults = read_config(argv.pop(0)) if argv and not argv[0].startswith("-") else {}
+        for action in parser._actions:
+            action.required = action.required and action.dest not in defaults
+        parser.set_defaults(**defaults)
+        return parser.parse_args_into_dataclasses(argv)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def load_split(name: str, split: str, columns: Iterable[str]) -> datasets.Dataset:
-    """One split of a folder or Hub data set, with those of the columns that it has.
-
-    Raises:
-        SystemExit: a column that training needs is missing.
-    """
+    """One split of a folder or Hub data set, with those of the columns that it has (ValueError: not those needed)."""
     data = datasets.load_dataset(name, split=split)
-    missing = {"captions", "video_features"} - set(data.column_names)
-    if missing:
-        sys.exit(f"{name}, split {split}, lacks {sorted(missing)}; training/extract_features.py makes them.")
+    if missing := {"captions", "video_features"} - set(data.column_names):
+        raise ValueError(f"{name}, split {split}, lacks {sorted(missing)}; training/extract_features.py makes them.")
     return data.select_columns([column for column in columns if column in data.column_names]).with_format("numpy")
-
-
-def extract_features_of(data_args: DataArguments, config: SailConfig, output_dir: str) -> str:
-    """Extract features of the user's own videos and captions, or what is left to extract; returns their folder."""
-    folder = str(Path(output_dir) / "features")
-    extract_features.main(
-        ["--annotations", data_args.captions, "--videos", data_args.videos, "--clip", config.vision_config.clip]
-        + ["--num_frames", str(config.num_frames), "--split", data_args.split, "--output", folder]
-    )
-    return folder
 
 
 class TimeWarped(torch.utils.data.Dataset):
@@ -176,70 +167,61 @@ class TimeWarped(torch.utils.data.Dataset):
         return {**row, "video_features": row["video_features"][place.round().long().numpy()]}
 
 
-def check_losses(config, columns: list[str]) -> None:
-    """Stop before training where the method has a loss that the data set has no column for."""
-    needs = {
-        "similarity_loss_weight": "caption_features",
-        "alignment_loss_weight": "caption_features",
-        "augmentation_loss_weight": "transition_features",
-        "transition_hard_negatives": "transition_features",
-    }
-    for weight, column in needs.items():
-        if getattr(config, weight) and column not in columns:
-            sys.exit(
+def check_losses(config: SailConfig, columns: Iterable[str]) -> None:
+    """Raise ValueError where the method has a loss that the data set has no column for."""
+    for column, weight in required_columns(config).items():
+        if column not in columns:
+            raise ValueError(
                 f"Method {config.method} needs the column {column} ({weight} is {getattr(config, weight)}); the data "
-                f"set has {columns}. Choose another method, or add the column: training/augment_captions.py writes "
+                f"set has {sorted(columns)}. Choose another method, or add the column: training/augment_captions.py writes "
                 "transitions, training/extract_features.py makes features of them."
             )
 
 
-def go_on_from(name: str, model_config: dict) -> SailForDenseVideoCaptioning:
-    """A trained model with other fields of its configuration; only its mask generator may be a new one."""
-    if method := model_config.get("method"):
-        if method not in METHODS:
-            sys.exit(f"`method` must be one of {', '.join(METHODS)}, found {method!r}.")
-        model_config = {**method_fields(method), **{k: v for k, v in model_config.items() if k != "method"}}
-    model, info = SailForDenseVideoCaptioning.from_pretrained(name, output_loading_info=True, **model_config)
-    changed = {*info["missing_keys"], *info["unexpected_keys"]}
-    if lost := {key for key in changed if not key.startswith(("model.mask_generator.", "model.memory_projection."))}:
-        sys.exit(
-            f"`model_config` has other sizes than {name}, whose weights it would lose or lack, e.g. {min(lost)}; of a "
-            "trained model it may change the losses and the mask generator."
-        )
-    return model
-
-
 def build_model(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, SailProcessor]:
-    """A trained model to go on from, or a new one around a pretrained CLIP and decoder."""
-    if unknown := set(args.model_config) - {field.name for field in fields(SailConfig)}:
-        sys.exit(f"`model_config` has fields that SailConfig has not: {', '.join(sorted(unknown))}.")
-    if args.model_name_or_path:
-        model = go_on_from(args.model_name_or_path, args.model_config)
-        return model, SailProcessor.from_pretrained(args.model_name_or_path)
+    """A trained model to go on from, or a new one; ValueError where a part cannot be changed as asked for."""
+    model, processor = go_on_from(args) if args.model_name_or_path else new_model(args)
+    if unknown := model.generation_config.update(**args.generation_config):
+        raise ValueError(f"`generation_config` has unknown fields: {', '.join(sorted(unknown))}.")
+    return model, processor
+
+
+def go_on_from(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, SailProcessor]:
+    """A trained model with other fields of its configuration; only its mask generator may be a new one."""
+    name = args.model_name_or_path
+    model, info = SailForDenseVideoCaptioning.from_pretrained(
+        name, output_loading_info=True, ignore_mismatched_sizes=True, **args.config_fields()
+    )
+    resized = {key for key, *_ in info["mismatched_keys"]}
+    kinds = {key for key in {*info["missing_keys"], *info["unexpected_keys"]} if "model.mask_generator." not in key}
+    if lost := resized | kinds:
+        raise ValueError(
+            f"Other sizes were asked for than {name} has, whose weights would be lost or lacking, e.g. {min(lost)}; of a "
+            "trained model the losses may change, and the kind and the layers of the mask generator."
+        )
+    if args.include_text_tower:
+        model.config.vision_config.include_text_tower = True
+        model.model.add_clip(model.model.get_clip())
+    elif args.include_text_tower is False and model.model.text_tower is not None:
+        model.config.vision_config.include_text_tower, model.model.text_tower = False, None
+    return model, SailProcessor.from_pretrained(name)
+
+
+def new_model(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, SailProcessor]:
+    """A model around a pretrained CLIP and decoder; the rest is random."""
+    args = replace(args, **{name: value for name, value in NEW_MODEL.items() if getattr(args, name) is None})
+    config_fields = args.config_fields()
     clip = load_clip(args.clip)
-    clip.vision_config.include_text_tower = args.include_text_tower
+    clip.vision_config.include_text_tower = bool(args.include_text_tower)
     if args.decoder_from_scratch:
         decoder = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(args.decoder))
     else:
         decoder = AutoModelForCausalLM.from_pretrained(args.decoder)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.decoder)
-    video_processor = SailVideoProcessor.from_vision_config(clip.vision_config, args.num_frames)
+    num_frames = config_fields.get("num_frames", SailConfig.num_frames)
+    video_processor = SailVideoProcessor.from_vision_config(clip.vision_config, num_frames)
     processor = SailProcessor(video_processor, SailProcessor.prepare_tokenizer(tokenizer))
-    model = SailForDenseVideoCaptioning.from_clip_and_decoder(
-        clip,
-        decoder,
-        processor,
-        **{
-            **method_fields(args.method),
-            "mask_type": args.mask_type,
-            "num_frames": args.num_frames,
-            "num_queries": args.num_queries,
-            **args.model_config,
-        },
-    )
-    if unknown := model.generation_config.update(**args.generation_config):
-        sys.exit(f"`generation_config` has unknown fields: {', '.join(sorted(unknown))}.")
-    return model, processor
+    return SailForDenseVideoCaptioning.from_clip_and_decoder(clip, decoder, processor, **config_fields), processor
 
 
 def last_whole_checkpoint(folder: str) -> str | None:
@@ -249,45 +231,75 @@ def last_whole_checkpoint(folder: str) -> str | None:
     return whole[-1] if whole else None
 
 
-def main(argv: list[str] | None = None) -> SailTrainer:
-    model_args, data_args, training_args = parse_arguments(list(sys.argv[1:] if argv is None else argv))
-    if training_args.score_at_end and not data_args.validation_split:
-        sys.exit("--score_at_end needs --validation_split, the split that is captioned and scored.")
+def make_trainer(
+    model_args: ModelArguments, data_args: DataArguments, training_args: SailTrainingArguments
+) -> SailTrainer:
+    """Everything up to the first step. What does not fit together is said before features are extracted.
+
+    Raises:
+        OSError, ValueError: something is missing, or arguments make no sense together.
+    """
+    scored = training_args.predict_with_generate
+    if scored and not data_args.validation_split:
+        raise ValueError("--predict_with_generate needs --validation_split, the split that is captioned and scored.")
     set_seed(training_args.seed)
     model, processor = build_model(model_args)
+    dataset = data_args.dataset
     if data_args.videos:
+        rows = read_annotations([data_args.captions])
+        with_transitions = any(row.get("transitions") for row in rows)
+        check_losses(model.config, ["caption_features"] + ["transition_features"] * with_transitions)
         # One process extracts; the others find its features.
+        dataset = str(Path(training_args.output_dir, "features"))
+        clip, num_frames = model.config.vision_config.clip, model.config.num_frames
         with training_args.main_process_first(local=False, desc="extracting features"):
-            data_args.dataset = extract_features_of(data_args, model.config, training_args.output_dir)
-    train_set = load_split(data_args.dataset, data_args.split, COLUMNS)
-    validation_set = None
+            extract_features(
+                ExtractArguments(
+                    [data_args.captions], data_args.videos, dataset, clip, data_args.split, num_frames=num_frames
+                )
+            )
+    train_set, validation_set = load_split(dataset, data_args.split, COLUMNS), None
     if data_args.validation_split:
-        columns = {*COLUMNS, *REFERENCE_COLUMNS} if training_args.score_at_end else COLUMNS
-        validation_set = load_split(data_args.dataset, data_args.validation_split, columns)
+        columns = {*COLUMNS, *REFERENCE_COLUMNS} if scored else COLUMNS
+        validation_set = load_split(dataset, data_args.validation_split, columns)
     check_losses(model.config, train_set.column_names)
-    too_many = sum(len(captions) > model.config.num_queries for captions in train_set["captions"])
-    if too_many:
+    num_queries = model.config.num_queries
+    if too_many := sum(len(captions) > num_queries for captions in train_set["captions"]):
         print(
-            f"{too_many} of {len(train_set)} videos have more than {model.config.num_queries} captions (num_queries); "
-            "the captions past that number are left out."
+            f"{too_many} of {len(train_set)} videos have more than num_queries, {num_queries}, captions: the rest is left out."
         )
     positions = getattr(model.config.text_config, "max_position_embeddings", None)
     max_length = positions - model.config.num_frames if positions else None
-    trainer = SailTrainer(
+    return SailTrainer(
         model=model,
         args=training_args,
         train_dataset=TimeWarped(train_set, data_args.time_warp) if data_args.time_warp else train_set,
         eval_dataset=validation_set,
-        data_collator=SailDataCollator(processor, model.config.num_queries, max_length),
+        data_collator=SailDataCollator(processor, num_queries, max_length),
         processing_class=processor,
     )
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(training_args.output_dir) if data_args.resume else None)
-    if not training_args.score_at_end:  # which has saved it
-        trainer.save_model()
+
+
+def train(trainer: SailTrainer, resume: bool) -> SailTrainer:
+    """Train and save; with `predict_with_generate`, score the captions of the model that was saved."""
+    folder = trainer.args.output_dir
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder) if resume else None)
+    trainer.save_model()  # whatever becomes of the scores
     trainer.save_state()
+    if trainer.args.predict_with_generate:
+        trainer.log_metrics("eval", trainer.evaluate())
     if trainer.is_world_process_zero():
-        print(f"\nSaved {training_args.output_dir}. Next:\n  sail caption VIDEO --model {training_args.output_dir}")
+        print(f"\nSaved {folder}. Next:\n  sail caption VIDEO --model {folder}")
     return trainer
+
+
+def main(argv: list[str] | None = None) -> SailTrainer:
+    model_args, data_args, training_args = parse_arguments(list(sys.argv[1:] if argv is None else argv))
+    try:
+        trainer = make_trainer(model_args, data_args, training_args)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    return train(trainer, data_args.resume)
 
 
 if __name__ == "__main__":

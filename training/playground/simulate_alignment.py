@@ -1,6 +1,6 @@
 """What aligning captions to frames could do on real captions and times, with a SIMULATED CLIP space.
 
-    python training/simulate_alignment.py --train train.json --annotations val_1.json val_2.json --output result.json
+    python training/playground/simulate_alignment.py --train train.json --annotations val_1.json val_2.json --output result.json
 
 Captions, times and counts are those of the annotation files; the features are not: no video and no CLIP is involved.
 A word is a random vector, a caption the sum of its words weighted by rarity, and a frame shows the mean of the events
@@ -15,7 +15,6 @@ the true number of captions.
 
 import dataclasses
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -26,11 +25,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from annotations import read_annotation_file
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from sail_hf.alignment_sail import Alignment, align_ordered, align_overlapping, align_unordered
+from sail_hf.data import read_annotation_file, write_json
 from sail_hf.metric import TIOUS
 from sail_hf.metric_localization import Events, average, equal_spans, lift_scores, precision_recall
 
@@ -356,6 +355,4 @@ if __name__ == "__main__":
     print(f"Parameters, chosen on {result['num_train_videos']} training videos: {json.dumps(result['parameters'])}\n")
     print(markdown_table(result["rows"]))
     if arguments.output:
-        partial_file = Path(f"{arguments.output}.partial")
-        partial_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial_file, arguments.output)
+        write_json(arguments.output, result)

@@ -1,9 +1,10 @@
 import json
 
 import pytest
-from annotations import read_annotation_file, read_annotations, row_oddities
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from sail_hf.data import read_annotation_file, read_annotations, row_oddities
 
 ROW = {"duration": 10.0, "timestamps": [[0, 4.5], [5, 10]], "sentences": ["A man “walks” – über.", " He sits. "]}
 EXPECTED = {
@@ -108,7 +109,7 @@ def test_problems_name_the_row(tmp_path, change, message):
 def test_video_that_occurs_twice(tmp_path):
     text = json.dumps({"v": ROW})
     twice = write(tmp_path / "a.json", text[:-1] + ", " + text[1:])
-    with pytest.raises(ValueError, match="video 'v': this video was there before"):
+    with pytest.raises(ValueError, match=r"a\.json cannot be used: video 'v': this video was there before"):
         read_annotation_file(twice)
     lines = write(tmp_path / "a.jsonl", 2 * (json.dumps({"video": "v", "captions": ["a"]}) + "\n"))
     with pytest.raises(ValueError, match="line 2, video 'v': this video was there before"):

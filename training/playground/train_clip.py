@@ -1,20 +1,20 @@
 """Train a small CLIP on captioned pictures, from nothing, with open_clip's model, tokenizer and loss.
 
-    python training/train_clip.py --pictures playground/pictures --output clip
+    python training/playground/train_clip.py --pictures playground/pictures --output clip
 
 `--pictures` is any Hugging Face data set with the columns `image` and `text` and a split `train` (`test`, if there is
 one, measures the result); no video and no time stamp is read. The folder that is written (`open_clip_config.json`, `open_clip_model.safetensors`) loads by
 `open_clip.create_model("local-dir:FOLDER")` and wherever SAIL takes a CLIP. It holds the preprocessing, too.
 """
 
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, get_cosine_schedule_with_warmup
+
+from sail_hf.data import write_json, written_whole
 
 _WEIGHTS, _CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
@@ -135,13 +135,9 @@ def save_clip(model: torch.nn.Module, config: dict, folder: str | Path) -> None:
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{_WEIGHTS}.partial"
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, partial)
-    os.replace(partial, folder / _WEIGHTS)
-    partial = folder / f".{_CONFIG}.partial"
-    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / _CONFIG)
+    with written_whole(folder / _WEIGHTS) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary)
+    write_json(folder / _CONFIG, config)
 
 
 def retrieval_accuracy(clip_folder: str, pictures: str, split: str = "test", group_size: int = 4) -> float:

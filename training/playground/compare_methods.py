@@ -1,6 +1,6 @@
 """Which localisation looks at the video? Methods and mask generators side by side, on worlds that it renders.
 
-    python training/compare_methods.py --seeds 0 1 2 --output outputs/comparison
+    python training/playground/compare_methods.py --seeds 0 1 2 --output outputs/comparison
 
 For every seed: a world as the demo makes it, one first stage (whole-video captions), and from there a second stage for
 each of VARIANTS, all with one schedule. Each is scored by the masks of its mask generator on videos that no training
@@ -18,22 +18,18 @@ from pathlib import Path
 
 import numpy as np
 from demo import caption_test_videos, make_world, score, train_sail
+from recipes import train
 from transformers import HfArgumentParser, pipeline
 
 from sail_hf.data import write_json
 
-QUERIES = {"method": "sail-align", "mask_generator": "queries"}
-# Fields of SailConfig in the second stage.
+# What train.py changes for the second stage.
 VARIANTS = {
     "ilcacm": {"method": "ilcacm"},
     "sail": {"method": "sail"},
-    "sail, progress": {"method": "sail", "mask_generator": "progress"},
+    "sail, progress": {"method": "sail", "model_config": {"mask_generator": "progress"}},
     "sail-align": {"method": "sail-align"},
-    "sail-align, event queries": QUERIES,
-    "sail-align, event queries on encoded frames": QUERIES | {"mask_memory": "encoded"},
-    "sail-align, 3 layers of event queries on encoded frames": (
-        QUERIES | {"mask_memory": "encoded", "mask_decoder_layers": 3}
-    ),
+    "sail-align, event queries": {"method": "sail-align", "model_config": {"mask_generator": "queries"}},
 }
 # Rows that look at no video, with the counts of the model of the paper's method or the true ones.
 CONTROLS = {
@@ -65,17 +61,24 @@ def score_seed(folder: Path, seed: int, args: CompareArguments) -> None:
     if not (folder / "decoder").exists():
         make_world(folder, args.num_train, args.num_test, seed, {})
     if not (start / "model.safetensors").exists():
-        epochs = ["--captioning_epochs", str(args.captioning_epochs), "--localization_epochs", "0"]
-        train_sail(folder, start, seed, epochs)
+        train_sail(folder, start, seed, captioning_epochs=args.captioning_epochs, localization_epochs=0)
     references = json.loads((folder / "playground" / "test.json").read_text())
     for variant in VARIANTS:
         name = folder_name(variant)
         if (folder / name / "scores.json").exists():
             continue
         print(f"\n== seed {seed}: {variant}", flush=True)
-        arguments = ["--model_name_or_path", str(start), "--model_config", json.dumps(VARIANTS[variant])]
-        arguments += ["--captioning_epochs", "0", "--localization_epochs", str(args.localization_epochs)]
-        train_sail(folder, folder / name, seed, [*arguments, "--learning_rate", str(args.learning_rate)])
+        train_sail(
+            folder,
+            folder / name,
+            seed,
+            **dict.fromkeys(train.BROUGHT),
+            model_name_or_path=str(start),
+            captioning_epochs=0,
+            localization_epochs=args.localization_epochs,
+            learning_rate=args.learning_rate,
+            **VARIANTS[variant],
+        )
         pipe = pipeline("dense-video-captioning", model=str(folder / name))
         if variant == "sail":
             results = caption_test_videos(pipe, folder)

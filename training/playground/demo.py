@@ -12,15 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import extract_features
 import numpy as np
 import torch
-import train
-import train_clip
-from playground import actor_in, render_playground
+from recipes import extract_features, train
 from scipy.optimize import linear_sum_assignment
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from train_clip import ClipArguments, train_clip
 from transformers import GPT2Config, HfArgumentParser, PreTrainedTokenizerFast, pipeline, set_seed
+from world import actor_in, render_playground
 
 from sail_hf import DenseVideoCaptioningMetric
 from sail_hf.data import write_json
@@ -28,7 +27,7 @@ from sail_hf.metric import METRICS, format_table
 from sail_hf.metric_localization import interval_iou
 from sail_hf.visualization import format_html, format_srt, format_vtt, plot_events
 
-CONFIG = Path(__file__).parent / "configs" / "playground.yaml"
+CONFIG = Path(__file__).parent / "playground.yaml"
 
 
 @dataclass
@@ -38,7 +37,9 @@ class DemoArguments:
     num_test: int = field(default=60, metadata={"help": "Videos to score on."})
     num_pictures: int = field(default=6, metadata={"help": "Test videos that are drawn and subtitled."})
     seed: int = field(default=0, metadata={"help": "Seed of the world, of all weights and of all orders."})
-    training: str = field(default="", metadata={"help": "Arguments for train.py, e.g. '--method ilcacm'."})
+    training: str = field(
+        default="{}", metadata={"help": 'Other values for playground.yaml, as JSON: \'{"method": "ilcacm"}\'.'}
+    )
 
 
 @contextmanager
@@ -153,20 +154,26 @@ def make_world(out: Path, num_train: int, num_test: int, seed: int, seconds: dic
     with step("Rendering the playground (rendered videos, not real ones)", seconds):
         render_playground(world, num_train, num_test, seed=seed)
     with step("Training a small CLIP on rendered stills", seconds):
-        train_clip.main(["--pictures", str(world / "pictures"), "--output", str(clip), "--seed", str(seed)])
+        train_clip(ClipArguments(pictures=str(world / "pictures"), output=str(clip), seed=seed))
     with step("Extracting features", seconds):
-        extract_features.main(
-            ["--annotations", str(world / "train.json"), "--videos", str(world / "videos"), "--clip", str(clip)]
-            + ["--output", str(out / "dataset"), "--num_frames", "48"]
+        extract_features.extract_features(
+            extract_features.ExtractArguments(
+                annotations=[str(world / "train.json")],
+                videos=str(world / "videos"),
+                clip=str(clip),
+                output=str(out / "dataset"),
+                num_frames=48,
+            )
         )
         rows = json.loads((world / "train.json").read_text()).values()
         write_decoder(out / "decoder", [text for row in rows for text in row["sentences"]])
 
 
-def train_sail(out: Path, checkpoint: Path, seed: int, arguments: list[str]) -> None:
-    """Train on the world under `out`; `arguments` are train.py's, beside those of the playground's configuration."""
-    parts = [word for part in ("clip", "decoder", "dataset") for word in (f"--{part}", str(out / part))]
-    train.main([str(CONFIG), *parts, "--output_dir", str(checkpoint), "--seed", str(seed), *arguments])
+def train_sail(out: Path, checkpoint: Path, seed: int, **fields) -> None:
+    """Train on the world under `out`; `fields` replace those of the playground's configuration."""
+    parts = {part: str(out / part) for part in ("clip", "decoder", "dataset")}
+    arguments = train.configured(CONFIG, **{**parts, "output_dir": str(checkpoint), "seed": seed, **fields})
+    train.train(train.make_trainer(*arguments), resume=True)
 
 
 def caption_test_videos(pipe, out: Path) -> dict[str, dict[str, list[dict]]]:
@@ -190,7 +197,7 @@ def main() -> None:
     world, checkpoint = out / "playground", out / "checkpoint"
     make_world(out, args.num_train, args.num_test, args.seed, seconds)
     with step("Training SAIL on captions alone", seconds):
-        train_sail(out, checkpoint, args.seed, args.training.split())
+        train_sail(out, checkpoint, args.seed, **json.loads(args.training))
     with step("Captioning videos never seen in training", seconds):
         references = json.loads((world / "test.json").read_text())
         pipe = pipeline("dense-video-captioning", model=str(checkpoint))

@@ -30,7 +30,6 @@ The same seed gives the same scripts, frames and sentences, whatever the number 
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -39,9 +38,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from drawing import draw_background, draw_event, draw_happening
 from PIL import Image
-from playground_drawing import draw_background, draw_event, draw_happening
 from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from sail_hf.data import write_json, written_whole
 
 FPS = 8
 # Raised whenever the same seed would give other files than before.
@@ -259,9 +261,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = FPS) 
     """Encode uint8 frames `(H, W, 3)` as an H.264 mp4 with a key frame every 2 s. It appears when complete."""
     import av
 
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    with av.open(str(partial), "w", format="mp4") as container:
+    with written_whole(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         # One thread, so that the same frames give the same file.
         stream = container.add_stream(
             "libx264", rate=fps, options={"preset": "superfast", "crf": "20", "threads": "1"}
@@ -273,7 +273,6 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = FPS) 
                 stream.height, stream.width = frame.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    os.replace(partial, path)
 
 
 def render_playground(
@@ -302,7 +301,7 @@ def render_playground(
             name = f"{split}_{index:04}"
             annotations[name] = sample_script(seed, split, index).annotation()
             video_jobs.append((folder / "videos" / f"{name}.mp4", seed, split, index))
-        _write_json(folder / f"{split}.json", annotations)
+        write_json(folder / f"{split}.json", annotations)
     video_jobs = [job for job in video_jobs if not job[0].exists()]
 
     picture_counts = {"train": num_train_pictures, "test": num_test_pictures}
@@ -328,8 +327,7 @@ def _check_settings(folder: Path, settings: dict) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found != settings:
             raise ValueError(f"{folder} holds the playground of {found}, expected {settings}: use another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(path, settings)
+    write_json(path, settings)
 
 
 def _render_video(path: Path, seed: int, split: str, index: int) -> None:
@@ -358,15 +356,8 @@ def _write_pictures(path: Path, rows: list[tuple[bytes, str]]) -> None:
 
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     rows = [{"image": {"bytes": jpeg, "path": None}, "text": text} for jpeg, text in rows]
-    partial = path.with_name(f".{path.name}.partial")
-    datasets.Dataset.from_list(rows, features=features).to_parquet(partial)
-    os.replace(partial, path)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with written_whole(path) as temporary:
+        datasets.Dataset.from_list(rows, features=features).to_parquet(temporary)
 
 
 @dataclass
@@ -383,8 +374,6 @@ class PlaygroundArguments:
 
 
 def main(args: list[str] | None = None) -> None:
-    from transformers import HfArgumentParser
-
     options = vars(HfArgumentParser(PlaygroundArguments).parse_args_into_dataclasses(args)[0])
     render_playground(options.pop("output"), **options)
 

@@ -1,0 +1,11 @@
+"""The recipes in the folder above, which the scripts of this folder call."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import extract_features  # noqa: E402
+import train  # noqa: E402
+
+__all__ = ["extract_features", "train"]
