@@ -2,18 +2,14 @@
 
 Given the similarity of every frame to every caption (CLIP cosines), [`align_ordered`] finds the best segmentation of
 the frames into the captions, in caption order, with frames left out where none fits: exact, by dynamic programming in
-O(N T), without training. The task is weakly supervised alignment of video with text (Bojanowski et al., ICCV 2015, who
-solve a convex relaxation); the trellis is that of forced alignment in speech recognition, each caption a run of frames
-with optional blanks between; dropping frames at a price is Drop-DTW's (Dvornik et al., NeurIPS 2021).
-
-Captions of real videos may describe overlapping events, or come out of order (16.7 % of ActivityNet's videos):
-[`align_overlapping`] lets the segments of the ordered solution grow into each other, [`align_unordered`] places every
-caption by itself.
+O(N T), without training. It is weakly supervised alignment of video with text (Bojanowski et al., ICCV 2015, who solve a
+convex relaxation) on the trellis of forced alignment in speech recognition; frames are dropped at a price as in Drop-DTW
+(Dvornik et al., NeurIPS 2021). [`align_overlapping`] lets these segments grow into each other, [`align_unordered`] places
+every caption by itself: 16.7 % of ActivityNet's videos have captions out of order.
 
 All three first calibrate the similarities of each video, so that nothing depends on how a CLIP scales its cosines:
 
-1. Each caption's mean over time is subtracted: being closer to *every* frame says nothing about when. (So scaling all
-   similarities of a video, or shifting those of a caption, changes no segment.)
+1. Each caption's mean over time is subtracted: being closer to *every* frame says nothing about when.
 2. The rest is divided by its standard deviation over the video's captions and frames: the unit of `gap_level` and
    `tolerance`.
 
@@ -24,6 +20,7 @@ similarity, a penalty as far as some caption fits it better than that level. The
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,25 +37,23 @@ class Alignment:
 
     Attributes:
         segments: `(B, N, 2)` frame indices, the first frame of a caption and the one after its last.
-        scores: `(B, N)`, mean gain of the segment's frames in units of the similarities (a difference of cosines):
+        gains: `(B, N)`, mean gain of the segment's frames in units of the similarities (a difference of cosines):
             positive where its frames fit the caption better than any other caption of the video, relative to how the
             captions fit on average.
-        spans: `(B, N, 2)`, start and end in [0, 1]. Frames are taken to be sampled evenly from beginning to end
+        spans: `(B, N, 2)`, start and end in [0, 1], of `centers` and `widths` `(B, N)`. Frames are taken to be sampled evenly from beginning to end
             (`linspace(0, 1, T)`); each stands for half a step on either side, so adjacent segments meet halfway.
     """
 
     segments: Tensor
-    scores: Tensor
+    gains: Tensor
     spans: Tensor
 
     @property
     def centers(self) -> Tensor:
-        """`(B, N)` in [0, 1]."""
         return self.spans.mean(-1)
 
     @property
     def widths(self) -> Tensor:
-        """`(B, N)` in [0, 1]."""
         return self.spans[..., 1] - self.spans[..., 0]
 
     def seconds(self, durations: Tensor | float) -> Tensor:
@@ -85,9 +80,7 @@ def align_ordered(
         ValueError: wrong shapes, similarities that are not finite, a video with no caption or with more captions than
             frames.
     """
-    if not gap_level < math.inf:
-        raise ValueError(f"gap_level must be a number or -inf, found {gap_level}.")
-    calibrated, unit, counts, lengths = _calibrate(similarities, frame_mask, caption_mask)
+    calibrated, unit, counts, lengths = _calibrate(similarities, frame_mask, caption_mask, gap_level)
     if (too_many := (counts > lengths).nonzero()).numel():
         b = too_many[0].item()
         raise ValueError(
@@ -120,7 +113,7 @@ def align_overlapping(
             smaller of its gain plus `tolerance` and its calibrated similarity minus `gap_level`.
     """
     ordered = align_ordered(similarities, frame_mask, caption_mask, gap_level)
-    calibrated, unit, counts, lengths = _calibrate(similarities, frame_mask, caption_mask)
+    calibrated, unit, counts, lengths = _calibrate(similarities, frame_mask, caption_mask, gap_level)
     totals = _running_totals(calibrated, counts, lengths, gap_level, tolerance)
     start, end = ordered.segments.cpu()[..., None].unbind(2)
     frame = torch.arange(totals.shape[-1])
@@ -144,7 +137,7 @@ def align_unordered(
 
     Args: as for [`align_overlapping`]. There may be more captions than frames.
     """
-    calibrated, unit, counts, lengths = _calibrate(similarities, frame_mask, caption_mask)
+    calibrated, unit, counts, lengths = _calibrate(similarities, frame_mask, caption_mask, gap_level)
     totals = _running_totals(calibrated, counts, lengths, gap_level, tolerance)
     # Maximum subarray: for every end the lowest total before it, then the best end.
     lowest, start = totals[..., :-1].cummin(-1)
@@ -153,8 +146,14 @@ def align_unordered(
     return _alignment(segments, calibrated, unit, counts, lengths, similarities.device)
 
 
-# By the names that `pipeline` and `sail align` have for them.
 ALIGNMENTS = {"ordered": align_ordered, "overlapping": align_overlapping, "unordered": align_unordered}
+
+
+def alignment_by_name(name: str) -> Callable[..., Alignment]:
+    """The function of [`ALIGNMENTS`]; a ValueError for another name."""
+    if name not in ALIGNMENTS:
+        raise ValueError(f"`alignment` must be one of {', '.join(ALIGNMENTS)}, found {name!r}.")
+    return ALIGNMENTS[name]
 
 
 def segment_ordered(gains: Tensor, gap_gains: Tensor, counts: Tensor, lengths: Tensor) -> Tensor:
@@ -207,13 +206,15 @@ def segment_ordered(gains: Tensor, gap_gains: Tensor, counts: Tensor, lengths: T
 
 
 def _calibrate(
-    similarities: Tensor, frame_mask: Tensor | None, caption_mask: Tensor | None
+    similarities: Tensor, frame_mask: Tensor | None, caption_mask: Tensor | None, gap_level: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Steps 1 and 2 of the module's description, in float64 on the CPU, where short loops are fastest.
 
     Returns the calibrated similarities `(B, N, T)` (-inf on padding), their unit `(B, 1, 1)`, and the numbers of
     captions and frames of each video `(B,)`.
     """
+    if not gap_level < math.inf:
+        raise ValueError(f"gap_level must be a number or -inf, found {gap_level}.")
     if similarities.ndim != 3:
         raise ValueError(f"similarities must have shape (batch, captions, frames), found {tuple(similarities.shape)}.")
     batch, num_captions, num_frames = similarities.shape
@@ -274,13 +275,13 @@ def _running_totals(calibrated: Tensor, counts: Tensor, lengths: Tensor, gap_lev
 def _alignment(
     segments: Tensor, calibrated: Tensor, unit: Tensor, counts: Tensor, lengths: Tensor, device: torch.device
 ) -> Alignment:
-    """Scores and spans of segments, all on `device`."""
+    """Gains and spans of segments, all on `device`."""
     captions = (torch.arange(segments.shape[1]) < counts[:, None])[:, :, None]
     segments = segments * captions
     gains = (_gains(calibrated, counts) * unit).where(_real(counts, lengths, calibrated.shape), 0.0)
     frame = torch.arange(gains.shape[-1])
     inside = (frame >= segments[..., :1]) & (frame < segments[..., 1:])
-    scores = (gains * inside).sum(-1) / inside.sum(-1).clamp(min=1)
+    mean = (gains * inside).sum(-1) / inside.sum(-1).clamp(min=1)
     # Half a step of margin on either side; a single frame stands for the whole video.
     spans = ((segments - 0.5) / (lengths[:, None, None] - 1).clamp(min=0.5)).clamp(0, 1) * captions
-    return Alignment(segments.to(device), scores.float().to(device), spans.float().to(device))
+    return Alignment(segments.to(device), mean.float().to(device), spans.float().to(device))

@@ -178,6 +178,7 @@ def test_mistakes_are_told_without_a_traceback(here, capsys, arguments, words):
         ["caption", "x", "--model", "m", "--format", "doc"],
         ["caption", "x", "--model", "m", "--batch-size", "0"],
         ["align", "x", "--captions", "c"],
+        ["align", "x", "--clip", "c"],
         ["align", "x", "--captions", "c", "--clip", "c", "--model", "m"],
         ["align", "x", "--captions", "c", "--clip", "c", "--frames-per-second", "0"],
     ],
@@ -243,9 +244,9 @@ def test_captions_that_cannot_be_read(here, capsys, tmp_path, content, name, wor
         (["videos/nowhere.mp4", "--captions", "captions.txt", "--clip", "clip"], "nowhere.mp4"),
         (["videos/one.mp4", "--captions", "captions.txt", "--clip", "nowhere"], "nowhere"),
         (["videos/one.mp4", "--captions", "captions.txt", "--clip", "clip", "--gap-level", "nan"], "--gap-level"),
-        (["videos/one.mp4", "--clip", "clip"], "--captions FILE, or --dataset"),
-        (["--clip", "clip", "--dataset", "d", "--videos", "v"], "--output"),
-        (["videos/one.mp4", "--clip", "clip", "--dataset", "d", "--videos", "v", "--output", "o"], "VIDEO and"),
+        (["videos/one.mp4", "--captions", "captions.txt", "--clip", "no/such/clip"], "no/such/clip is no folder"),
+        (["videos/one.mp4", "--captions", "captions.txt", "--clip", "hf-hub:no/clip"], "hf-hub:no/clip"),
+        (["videos/one.mp4", "--captions", "captions.txt", "--model", "no/such/model"], "no/such/model is no folder"),
     ],
 )
 def test_what_cannot_be_aligned(here, capsys, arguments, words):
