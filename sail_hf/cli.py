@@ -4,16 +4,15 @@ import argparse
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from . import __version__
 from .data import written_whole
+from .hub_names import check_clip_name, check_model_name
 
 if TYPE_CHECKING:
     from .clip_sail import SailClip
@@ -44,75 +43,57 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     dash = "Names that start with a dash go last, after --."
 
-    caption = commands.add_parser(
-        "caption", help="describe the events of videos", description="Describe the events of videos.", epilog=dash
-    )
+    text = "describe the events of videos"
+    caption = commands.add_parser("caption", help=text, description=f"{text.capitalize()}.", epilog=dash)
     caption.set_defaults(run=run_caption)
-    caption.add_argument("videos", nargs="+", metavar="VIDEO", help="video file or http(s) address")
-    caption.add_argument("--model", required=True, help="folder or Hub name of a trained model")
-    _add_output(caption, "default: the standard output")
-    caption.add_argument("--skip-existing", action="store_true", help="leave videos whose output is there alone")
-    caption.add_argument("--num-events", type=int, metavar="N", help="number of events (default: inferred)")
-    caption.add_argument(
-        "--localization", choices=("masks", "alignment"), help="how events are localised (default: as the model says)"
-    )
-    caption.add_argument(
-        "--frames-per-second",
-        type=_positive_float,
-        metavar="N",
-        help="with alignment: frames looked at for finer times (default: those that are captioned)",
-    )
-    caption.add_argument(
-        "--chunk-length", type=float, metavar="SECONDS", help="caption longer videos in chunks of this length"
-    )
-    caption.add_argument(
-        "--stride", type=float, metavar="SECONDS", help="overlap on each side of a chunk (default: a sixth of it)"
-    )
-    caption.add_argument("--batch-size", type=_positive_int, default=1, metavar="N", help="videos at a time")
+    add = caption.add_argument
+    add("videos", nargs="+", metavar="VIDEO", help="video file or http(s) address")
+    add("--model", required=True, help="folder or Hub name of a trained model")
+    _add_output(caption)
+    add("--skip-existing", action="store_true", help="leave videos whose output is there alone")
+    add("--num-events", type=int, metavar="N", help="number of events (default: inferred)")
+    add("--localization", choices=("masks", "alignment"), help="how events are localised (default: as the model says)")
+    text = "with alignment: frames looked at for finer times (default: those that are captioned)"
+    add("--frames-per-second", type=_positive_float, metavar="N", help=text)
+    add("--chunk-length", type=float, metavar="SECONDS", help="caption longer videos in chunks of this length")
+    add("--stride", type=float, metavar="SECONDS", help="overlap on each side of a chunk (default: a sixth of it)")
+    add("--batch-size", type=_positive_int, default=1, metavar="N", help="videos at a time")
 
-    align = commands.add_parser(
-        "align",
-        help="find the times of captions that are there already",
-        description="Find the times of captions that are there already.",
-        epilog=dash,
-    )
+    text = "find the times of captions that are there already"
+    align = commands.add_parser("align", help=text, description=f"{text.capitalize()}.", epilog=dash)
     align.set_defaults(run=run_align)
-    align.add_argument("video", metavar="VIDEO", help="video file or http(s) address")
-    align.add_argument(
-        "--captions", metavar="FILE", required=True, help="its captions in order: one a line, or a JSON list (.json)"
-    )
+    add = align.add_argument
+    add("video", metavar="VIDEO", help="video file or http(s) address")
+    text = "its captions in order: one a line, or a JSON list (.json)"
+    add("--captions", metavar="FILE", required=True, help=text)
     source = align.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="folder or Hub name of a SAIL model, whose CLIP is used")
     source.add_argument("--clip", help="open_clip model (ViT-L-14), hf-hub:org/repo or folder of a CLIP")
-    _add_output(align, "default: the standard output")
-    align.add_argument(
-        "--frames-per-second", type=_positive_float, default=2.0, metavar="N", help="frames looked at (default: 2)"
-    )
-    align.add_argument(
-        "--alignment",
-        choices=("ordered", "overlapping", "unordered"),
-        default="ordered",
-        help="captions in order without overlap (default), in order with overlap, or in any order",
-    )
-    align.add_argument(
-        "--gap-level",
-        type=float,
-        default=0.0,
-        metavar="X",
-        help="higher leaves out more of what no caption fits (default: 0)",
-    )
+    _add_output(align)
+    text = "frames looked at (default: 2)"
+    add("--frames-per-second", type=_positive_float, default=2.0, metavar="N", help=text)
+    text = "captions in order without overlap (default), in order with overlap, or in any order"
+    add("--alignment", choices=("ordered", "overlapping", "unordered"), default="ordered", help=text)
+    text = "higher leaves out more of what no caption fits (default: 0)"
+    add("--gap-level", type=_number, default=0.0, metavar="X", help=text)
     return parser
 
 
-def _add_output(parser: argparse.ArgumentParser, note: str) -> None:
+def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="json", help="of the output (default: json)")
-    parser.add_argument("--output", metavar="DIR", help=f"folder for a file per video ({note})")
+    parser.add_argument("--output", metavar="DIR", help="folder for a file per video (default: the standard output)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
 
 
 def _positive_int(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text}")
+    return value
+
+
+def _number(text: str) -> float:
+    if not (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number, found {text}")
     return value
 
 
@@ -180,7 +161,7 @@ def load_pipeline(args: argparse.Namespace) -> "DenseVideoCaptioningPipeline":
     Raises:
         ValueError, OSError: no such model, or options that make no sense.
     """
-    check_model(args.model)
+    check_model_name(args.model)
     from transformers import pipeline
 
     if args.device:
@@ -201,54 +182,6 @@ def load_pipeline(args: argparse.Namespace) -> "DenseVideoCaptioningPipeline":
     return pipe
 
 
-def check_model(name: str) -> None:
-    """Raise ValueError where `name` is no folder or Hub name of a SAIL model."""
-    if Path(name).is_dir():
-        path, why = Path(name) / "config.json", "holds no model: there is no config.json"
-        if not path.is_file():
-            raise ValueError(f"--model {name} {why}.")
-    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        path = Path(config_of_hub("--model", name, "config.json"))
-    else:
-        raise ValueError(f"--model {name} is no folder, and no name of the form org/name.")
-    try:
-        model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"--model {name} holds no model: its config.json is damaged ({error}).") from error
-    if model_type != "sail":
-        raise ValueError(f"--model {name} is a model of type {model_type!r}, expected 'sail'.")
-
-
-def check_clip(name: str) -> None:
-    """Raise ValueError where `name` is no folder, model of open_clip or Hub name of a CLIP."""
-    if name.startswith("hf-hub:"):
-        config_of_hub("--clip", name.removeprefix("hf-hub:"), "open_clip_config.json")
-    elif not Path(name.removeprefix("local-dir:")).is_dir():
-        # The names without the library: importing it takes seconds.
-        folder = Path(find_spec("open_clip").submodule_search_locations[0]) / "model_configs"
-        if not (folder / f"{name.replace('/', '-')}.json").is_file():
-            raise ValueError(f"--clip {name} is no folder, no open_clip model and not of the form hf-hub:org/name.")
-
-
-def config_of_hub(option: str, name: str, file: str) -> str:
-    """Path of a configuration file of the Hub: what is stored here already, or else downloaded at once or not at all.
-
-    Raises:
-        ValueError: there is none.
-    """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    if isinstance(path := try_to_load_from_cache(name, file), str):
-        return path
-    try:
-        return hf_hub_download(name, file, etag_timeout=2)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{option} {name} is no folder, and no model of that name could be loaded: {reason}"
-        ) from error
-
-
 def check_device(name: str) -> None:
     """Raise ValueError where torch has no such device."""
     import torch
@@ -263,8 +196,6 @@ def check_device(name: str) -> None:
 
 
 def run_align(args: argparse.Namespace) -> int:
-    if not args.gap_level < math.inf:
-        return fail(f"--gap-level must be a number, found {args.gap_level}.")
     captions = read_captions(Path(args.captions))
     options = {name: getattr(args, name) for name in ("frames_per_second", "alignment", "gap_level")}
     events = load_clip_of(args).align(args.video, captions, **options)
@@ -280,9 +211,9 @@ def run_align(args: argparse.Namespace) -> int:
 def load_clip_of(args: argparse.Namespace) -> "SailClip":
     """The CLIP by `--clip`, or the one inside `--model`, on `--device`."""
     if args.clip:
-        check_clip(args.clip)
+        check_clip_name(args.clip)
     else:
-        check_model(args.model)
+        check_model_name(args.model)
     import torch
 
     from .clip_sail import load_clip

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from .alignment_sail import alignment_by_name
 from .clip_towers import check_model_cfg, check_text_model, clip_tokenizer
 from .configuration_sail import SailVisionConfig
+from .hub_names import check_clip_name
 from .loss_sail import cosines
 from .video_processing_sail import SailVideoProcessor, open_video, uniform_times
 
@@ -160,7 +162,9 @@ def load_clip(name: str, pretrained: str = "openai") -> SailClip:
     source = f"local-dir:{name}" if Path(name).is_dir() else name
     folder = source.removeprefix("local-dir:") if source.startswith("local-dir:") else None
     options = {}
-    if folder is None and not source.startswith("hf-hub:"):
+    if source.startswith("hf-hub:"):
+        check_clip_name(source)
+    elif folder is None:
         tag = open_clip.get_pretrained_cfg(source, pretrained)
         if not tag:
             tags = open_clip.list_pretrained_tags_by_model(source)
@@ -184,6 +188,8 @@ def load_clip(name: str, pretrained: str = "openai") -> SailClip:
             **options,
         )
         tokenizer = clip_tokenizer(model_cfg, folder)
+    except UnpicklingError as error:
+        raise ValueError(f"The CLIP {name!r} was not loaded: its weights hold more than tensors.") from error
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, FileNotFoundError) as error:
         kind = OSError if "ownload" in str(error) else ValueError
         raise kind(f"The CLIP {name!r} could not be loaded: {error}") from error
