@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import GenerationConfig
 from transformers.pipelines.base import ChunkPipeline
 
-from .alignment_sail import alignment_by_name
 from .clip_sail import check_captions, frame_times
 from .video_processing_sail import open_video, uniform_times
 
@@ -24,10 +22,6 @@ if hasattr(os, "register_at_fork"):
 
 # What goes with captions that are there already; the other options say how sentences are generated.
 _WITH_CAPTIONS = {"fps", "frames_per_second", "alignment", "gap_level", "batch_size", "num_workers"}
-# Fields of the generation config that are SAIL's own; a checkpoint may lack them.
-_GENERATION_FIELDS = (
-    "localization alignment gap_level stated_count full_min_new_tokens full_max_new_tokens generation_config".split()
-)
 
 
 class DenseVideoCaptioningPipeline(ChunkPipeline):
@@ -71,8 +65,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
 
     CLIP's text tower, which `captions` and `"alignment"` need, is loaded by its name where the checkpoint has none.
 
-    Raises [`VideoError`] for a video that cannot be read, ValueError for parameters that make no sense, TypeError for
-    names that are no parameters.
+    Raises [`VideoError`] for a video that cannot be read, ValueError for parameters that make no sense or do not exist.
     """
 
     _load_processor = True
@@ -107,29 +100,19 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
     ):
         if twice := generation.keys() & (generate_kwargs or {}).keys():
             raise ValueError(f"Given twice, by name and in `generate_kwargs`: {', '.join(sorted(twice))}.")
-        known = {*vars(GenerationConfig()), *vars(self.model.generation_config), *_GENERATION_FIELDS}
-        for error, options in ((TypeError, generation), (ValueError, generate_kwargs or {})):
-            if unknown := options.keys() - known:
-                raise error(
-                    f"Expected options of {type(self).__name__} or fields of the generation config, found "
-                    f"{', '.join(sorted(unknown))}."
-                )
         generation = {name: x for name, x in {**generation, **(generate_kwargs or {})}.items() if x is not None}
-        if (localization := generation.get("localization", "masks")) not in ("masks", "alignment"):
-            raise ValueError(f"`localization` must be 'masks' or 'alignment', found {localization!r}.")
-        alignment_by_name(generation.get("alignment", "ordered"))
+        self.model.resolve_generation_config(**generation)
         most = self.model.config.num_queries
         is_count = isinstance(num_events, Integral) and not isinstance(num_events, bool)
         if num_events is not None and not (is_count and 1 <= num_events <= most):
             raise ValueError(f"`num_events` must be a whole number, 1..{most}, found {num_events!r}.")
-        reading = {"fps": fps, "chunk_length_s": chunk_length_s, "stride_length_s": stride_length_s}
-        reading = {**reading, "frames_per_second": frames_per_second}
-        reading = {name: value for name, value in reading.items() if value is not None}
-        for name, value in [*reading.items(), ("gap_level", generation.get("gap_level", 0.0))]:
-            if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
-                raise ValueError(f"`{name}` must be a number, found {value!r}.")
-            if name not in ("gap_level", "stride_length_s") and not 0 < value < math.inf:
-                raise ValueError(f"`{name}` must be positive, found {value}.")
+        positive = {"fps": fps, "chunk_length_s": chunk_length_s, "frames_per_second": frames_per_second}
+        reading = {name: x for name, x in {**positive, "stride_length_s": stride_length_s}.items() if x is not None}
+        for name, x in {**reading, "gap_level": generation.get("gap_level", 0.0)}.items():
+            if not isinstance(x, Real) or isinstance(x, bool) or math.isnan(x):
+                raise ValueError(f"`{name}` must be a number, found {x!r}.")
+            if name in positive and not 0 < x < math.inf:
+                raise ValueError(f"`{name}` must be positive, found {x}.")
         if stride_length_s is not None:
             length = chunk_length_s or getattr(self, "_preprocess_params", {}).get("chunk_length_s")
             if length is None:
@@ -157,7 +140,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             video, captions = video["video"], video["captions"]
             check_captions(captions)
             frames_per_second = frames_per_second or 2.0
-        elif _setting("localization", "masks", generation, self.model) != "alignment":
+        elif self.model.resolve_generation_config(**generation).localization != "alignment":
             given = {"frames_per_second": frames_per_second, **generation}
             if idle := [
                 name for name in ("frames_per_second", "alignment", "gap_level") if given.get(name) is not None
@@ -228,13 +211,9 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         texts = captions or [event["text"] for event in spoken]
         if not features or not texts:
             return events
-        aligned = self.model.model.get_clip().align_features(
-            torch.cat(features),
-            texts,
-            duration=pieces[-1]["bounds"][1],
-            alignment=_setting("alignment", "ordered", generation, self.model),
-            gap_level=_setting("gap_level", 0.0, generation, self.model),
-        )
+        config, clip = self.model.resolve_generation_config(**generation), self.model.model.get_clip()
+        duration = pieces[-1]["bounds"][1]
+        aligned = clip.align_features(torch.cat(features), texts, duration, config.alignment, config.gap_level)
         if captions:
             return sort_events(aligned)
         for event, new in zip(spoken, aligned, strict=True):
@@ -255,12 +234,6 @@ def _with_captions(videos: Any, captions: Iterable) -> Any:
         raise ValueError(f"Expected a list of captions for each of {len(videos)} videos, found {len(captions)}.")
     pairs = ({"video": video, "captions": own} for video, own in zip(videos, captions, strict=True))
     return list(pairs) if isinstance(videos, list) else pairs
-
-
-def _setting(name: str, default: Any, generation: dict[str, Any], model) -> Any:
-    """A field of the generation config, or what replaces it."""
-    config = generation.get("generation_config") or model.generation_config
-    return generation.get(name, getattr(config, name, default))
 
 
 def chunk_bounds(
