@@ -7,11 +7,9 @@ convex relaxation) on the trellis of forced alignment in speech recognition; fra
 (Dvornik et al., NeurIPS 2021). [`align_overlapping`] lets these segments grow into each other, [`align_unordered`] places
 every caption by itself: 16.7 % of ActivityNet's videos have captions out of order.
 
-All three first calibrate the similarities of each video, so that nothing depends on how a CLIP scales its cosines:
-
-1. Each caption's mean over time is subtracted: being closer to *every* frame says nothing about when.
-2. The rest is divided by its standard deviation over the video's captions and frames: the unit of `gap_level` and
-   `tolerance`.
+All three first calibrate the similarities of each video, so that nothing depends on how a CLIP scales its cosines: (1) each
+caption's mean over time is subtracted, since being closer to *every* frame says nothing about when; (2) the rest is divided by
+its standard deviation over the video's captions and frames, the unit of `gap_level` and `tolerance`.
 
 The gain of a frame for a caption is its calibrated similarity minus the best one to another caption of the video (one
 caption: minus the video's mean, which is 0 by now). A frame left to no caption gains `gap_level` minus its best
@@ -20,14 +18,12 @@ similarity, a penalty as far as some caption fits it better than that level. The
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Weight of a caption's distance from its equal share of the video, in units of 1 / N: settles what similarities leave
-# open, so that repeated sentences share their stretch evenly.
+# Weight of a caption's distance from its equal share of the video, in units of 1 / N: repeated sentences share a stretch evenly.
 _TIE_BREAK = 1e-6
 
 
@@ -36,12 +32,11 @@ class Alignment:
     """Where the captions of each video lie. Rows past a video's captions are 0.
 
     Attributes:
-        segments: `(B, N, 2)` frame indices, the first frame of a caption and the one after its last.
-        gains: `(B, N)`, mean gain of the segment's frames in units of the similarities (a difference of cosines):
-            positive where its frames fit the caption better than any other caption of the video, relative to how the
-            captions fit on average.
-        spans: `(B, N, 2)`, start and end in [0, 1], of `centers` and `widths` `(B, N)`. Frames are taken to be sampled evenly from beginning to end
-            (`linspace(0, 1, T)`); each stands for half a step on either side, so adjacent segments meet halfway.
+        segments: `(B, N, 2)` frame indices, the first of a caption and the one after its last.
+        gains: `(B, N)`, mean gain of the segment's frames, a difference of cosines: positive where they fit the caption
+            better than any other caption of the video, relative to how the captions fit on average.
+        spans: `(B, N, 2)`, start and end in [0, 1]. Frames are sampled evenly from beginning to end; each stands for half
+            a step on either side, so adjacent segments meet halfway. `centers` and `widths` `(B, N)` derive from them.
     """
 
     segments: Tensor
@@ -133,9 +128,8 @@ def align_unordered(
 ) -> Alignment:
     """Each caption by itself: the run of frames with the largest sum of fits, in any order, overlapping or not.
 
-    For captions that are known to be out of order; without the order, noise moves segments more easily.
-
-    Args: as for [`align_overlapping`]. There may be more captions than frames.
+    For captions that are known to be out of order: noise moves such segments more easily. There may be more captions than
+    frames. Args: as for [`align_overlapping`].
     """
     calibrated, unit, counts, lengths = _calibrate(similarities, frame_mask, caption_mask, gap_level)
     totals = _running_totals(calibrated, counts, lengths, gap_level, tolerance)
@@ -149,18 +143,11 @@ def align_unordered(
 ALIGNMENTS = {"ordered": align_ordered, "overlapping": align_overlapping, "unordered": align_unordered}
 
 
-def alignment_by_name(name: str) -> Callable[..., Alignment]:
-    """The function of [`ALIGNMENTS`]; a ValueError for another name."""
-    if name not in ALIGNMENTS:
-        raise ValueError(f"`alignment` must be one of {', '.join(ALIGNMENTS)}, found {name!r}.")
-    return ALIGNMENTS[name]
-
-
 def segment_ordered(gains: Tensor, gap_gains: Tensor, counts: Tensor, lengths: Tensor) -> Tensor:
     """The dynamic programme: the segmentation with the largest sum of gains.
 
-    Captions 0..counts-1 take one run of frames each, in this order; every other frame of the video is a gap. Exact, in
-    O(N T). Of equally good segmentations it takes long segments.
+    Captions 0..counts-1 take a run of frames each, in this order; other frames are gaps. Exact; of equally good
+    segmentations it takes long segments.
 
     Args:
         gains: `(B, N, T)`, what a frame earns for a caption.
@@ -208,11 +195,8 @@ def segment_ordered(gains: Tensor, gap_gains: Tensor, counts: Tensor, lengths: T
 def _calibrate(
     similarities: Tensor, frame_mask: Tensor | None, caption_mask: Tensor | None, gap_level: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Steps 1 and 2 of the module's description, in float64 on the CPU, where short loops are fastest.
-
-    Returns the calibrated similarities `(B, N, T)` (-inf on padding), their unit `(B, 1, 1)`, and the numbers of
-    captions and frames of each video `(B,)`.
-    """
+    """Steps 1 and 2 of the module's description, in float64 on the CPU, where short loops are fastest: similarities
+    `(B, N, T)` (-inf on padding), their unit `(B, 1, 1)`, and each video's numbers of captions and of frames `(B,)`."""
     if not gap_level < math.inf:
         raise ValueError(f"gap_level must be a number or -inf, found {gap_level}.")
     if similarities.ndim != 3:

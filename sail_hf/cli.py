@@ -98,7 +98,7 @@ def _number(text: str) -> float:
 
 
 def _positive_float(text: str) -> float:
-    if not 0 < (value := float(text)) < math.inf:
+    if (value := _number(text)) <= 0:
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
     return value
 
@@ -118,13 +118,13 @@ def run_caption(args: argparse.Namespace) -> int:
     if not videos:
         return 0
     pipe = load_pipeline(args)
-    printed, reasons = {}, {}
     from tqdm import tqdm
 
+    printed, reasons = {}, {}
     with tqdm(total=len(videos), desc="Captioning", unit="video") as progress:
         for start in range(0, len(videos), args.batch_size):
             batch = videos[start : start + args.batch_size]
-            for video, events in caption_each(pipe, batch, args.batch_size, args.frames_per_second):
+            for video, events in caption_each(pipe, batch):
                 if isinstance(events, Exception):
                     reasons[video] = reason_of(events)
                 elif video in targets:
@@ -141,17 +141,16 @@ def run_caption(args: argparse.Namespace) -> int:
 
 
 def caption_each(
-    pipe: "DenseVideoCaptioningPipeline", videos: list[str], batch_size: int, frames_per_second: float | None
+    pipe: "DenseVideoCaptioningPipeline", videos: list[str]
 ) -> Iterator[tuple[str, list[dict] | Exception]]:
     """Each video with its events, or with what went wrong; if it is one of a batch, the others are done one by one."""
     try:
-        results = pipe(videos, batch_size=batch_size, frames_per_second=frames_per_second)
+        results = pipe(videos, batch_size=len(videos))
     except Exception as error:  # whatever is wrong with one video, it must not end a run over thousands
         if len(videos) == 1:
             results = [error]
         else:
-            alone = (caption_each(pipe, [video], batch_size, frames_per_second) for video in videos)
-            results = [events for pairs in alone for _, events in pairs]
+            results = [events for video in videos for _, events in caption_each(pipe, [video])]
     yield from zip(videos, results, strict=True)
 
 
@@ -166,16 +165,11 @@ def load_pipeline(args: argparse.Namespace) -> "DenseVideoCaptioningPipeline":
 
     if args.device:
         check_device(args.device)
-    options = {
-        "num_events": args.num_events,
-        "localization": args.localization,
-        "chunk_length_s": args.chunk_length,
-        "stride_length_s": args.stride,
-    }
+    options = {name: getattr(args, name) for name in ("num_events", "localization", "frames_per_second")}
+    options |= {"chunk_length_s": args.chunk_length, "stride_length_s": args.stride}
     given = {name: value for name, value in options.items() if value is not None}
     pipe = pipeline("dense-video-captioning", model=args.model, device=args.device, **given)
-    localization = args.localization or getattr(pipe.model.generation_config, "localization", "masks")
-    if localization == "alignment":
+    if (args.localization or pipe.model.resolve_generation_config().localization) == "alignment":
         pipe.model.model.get_clip()
     elif args.frames_per_second:
         raise ValueError("--frames-per-second needs --localization alignment.")
@@ -210,10 +204,7 @@ def run_align(args: argparse.Namespace) -> int:
 
 def load_clip_of(args: argparse.Namespace) -> "SailClip":
     """The CLIP by `--clip`, or the one inside `--model`, on `--device`."""
-    if args.clip:
-        check_clip_name(args.clip)
-    else:
-        check_model_name(args.model)
+    check_clip_name(args.clip) if args.clip else check_model_name(args.model)
     import torch
 
     from .clip_sail import load_clip

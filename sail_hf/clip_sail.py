@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .alignment_sail import alignment_by_name
+from .alignment_sail import ALIGNMENTS
 from .clip_towers import check_model_cfg, check_text_model, clip_tokenizer
 from .configuration_sail import SailVisionConfig
 from .hub_names import check_clip_name
@@ -90,8 +90,10 @@ class SailClip:
     ) -> list[dict[str, Any]]:
         """[`SailClip.align`] for features `(n, D)` of frames spread evenly from 0 to `duration` seconds."""
         check_captions(captions)
+        if alignment not in ALIGNMENTS:
+            raise ValueError(f"`alignment` must be one of {', '.join(ALIGNMENTS)}, found {alignment!r}.")
         similarities = cosines(self.encode_texts(captions)[None], features[None])
-        found = alignment_by_name(alignment)(similarities, gap_level=gap_level)
+        found = ALIGNMENTS[alignment](similarities, gap_level=gap_level)
         rows = zip(found.seconds(duration)[0].tolist(), captions, found.gains[0].tolist(), strict=True)
         return [{"start": start, "end": end, "text": text, "gain": gain} for (start, end), text, gain in rows]
 
