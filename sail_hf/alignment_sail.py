@@ -7,14 +7,14 @@ convex relaxation) on the trellis of forced alignment in speech recognition; fra
 (Dvornik et al., NeurIPS 2021). [`align_overlapping`] lets these segments grow into each other, [`align_unordered`] places
 every caption by itself: 16.7 % of ActivityNet's videos have captions out of order.
 
-All three first calibrate the similarities of each video, so that nothing depends on how a CLIP scales its cosines: (1) each
-caption's mean over time is subtracted, since being closer to *every* frame says nothing about when; (2) the rest is divided by
-its standard deviation over the video's captions and frames, the unit of `gap_level` and `tolerance`.
+All three first calibrate the similarities of each video, so that nothing depends on how a CLIP scales its cosines: each
+caption's mean over time is subtracted, since being closer to *every* frame says nothing about when, and the rest divided
+by its deviation over the video's captions and frames, the unit of `gap_level` and `tolerance`.
 
 The gain of a frame for a caption is its calibrated similarity minus the best one to another caption of the video (one
 caption: minus the video's mean, which is 0 by now). A frame left to no caption gains `gap_level` minus its best
-similarity, a penalty as far as some caption fits it better than that level. The defaults come from simulated features
-(`training/simulate_alignment.py`), where F1 is flat around them.
+similarity, a penalty as far as some caption fits it better. The defaults come from simulated features, where F1 is flat
+around them.
 """
 
 import math
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Weight of a caption's distance from its equal share of the video, in units of 1 / N: repeated sentences share a stretch evenly.
+# Weight of a caption's distance from its equal share, in units of 1 / N: repeated sentences share their stretch evenly.
 _TIE_BREAK = 1e-6
 
 
@@ -195,7 +195,7 @@ def segment_ordered(gains: Tensor, gap_gains: Tensor, counts: Tensor, lengths: T
 def _calibrate(
     similarities: Tensor, frame_mask: Tensor | None, caption_mask: Tensor | None, gap_level: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Steps 1 and 2 of the module's description, in float64 on the CPU, where short loops are fastest: similarities
+    """The calibration of the module's description, in float64 on the CPU, where short loops are fastest: similarities
     `(B, N, T)` (-inf on padding), their unit `(B, 1, 1)`, and each video's numbers of captions and of frames `(B,)`."""
     if not gap_level < math.inf:
         raise ValueError(f"gap_level must be a number or -inf, found {gap_level}.")

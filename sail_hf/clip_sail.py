@@ -15,7 +15,8 @@ from .clip_towers import check_model_cfg, check_text_model, clip_tokenizer
 from .configuration_sail import SailVisionConfig
 from .hub_names import check_clip_name
 from .loss_sail import cosines
-from .video_processing_sail import SailVideoProcessor, open_video, uniform_times
+from .video_processing_sail import SailVideoProcessor
+from .video_reading import VideoReader, open_video, uniform_times
 
 # Frames that are encoded at a time: bounds the memory, whatever a video's length.
 _FRAMES_AT_ONCE = 64
@@ -75,7 +76,7 @@ class SailClip:
         processor = SailVideoProcessor.from_vision_config(self.vision_config)
         parts = []
         with open_video(video, fps=fps) as reader:
-            frames = reader.frames_at(frame_times(reader.duration, frames_per_second, at_least))
+            frames = reader.frames_at(frame_times(reader, frames_per_second, at_least))
             while block := list(islice(frames, _FRAMES_AT_ONCE)):
                 parts.append(self.encode_images(processor.process_frames(block)))
             return torch.cat(parts), reader.duration
@@ -131,11 +132,18 @@ class SailClip:
         return self.align_features(features, captions, duration, alignment, gap_level)
 
 
-def frame_times(duration: float, frames_per_second: float, at_least: int = 1) -> np.ndarray:
-    """Seconds at which a video is looked at: evenly from 0 to `duration`, both included."""
+def frame_times(reader: VideoReader, frames_per_second: float, at_least: int = 1) -> np.ndarray:
+    """Seconds at which a video is looked at: evenly from its beginning to its end, both included.
+
+    Raises:
+        VideoError: more frames than the reader's limits allow.
+        ValueError: a rate that is not positive.
+    """
     if not 0 < frames_per_second < float("inf"):
         raise ValueError(f"`frames_per_second` must be positive, found {frames_per_second}.")
-    return uniform_times(max(round(duration * frames_per_second) + 1, at_least), 0, duration)
+    count = max(round(reader.duration * frames_per_second) + 1, at_least)
+    reader.limits.check("frames", count, reader.name)
+    return uniform_times(count, 0, reader.duration)
 
 
 def check_captions(captions: Any) -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
 from .clip_sail import check_captions, frame_times
-from .video_processing_sail import open_video, uniform_times
+from .video_reading import open_video, uniform_times
 
 # With `num_workers`, videos are read in a forked process. A decoder that is garbage there would wait, at its end, for
 # threads that were not forked with it, and for ever: what a process inherits is not collected.
@@ -153,7 +153,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             chunks = [] if captions else chunk_bounds(duration, chunk_length_s, stride_length_s)
             pieces = [(chunk, uniform_times(size, *chunk[:2])) for chunk in chunks]
             if frames_per_second is not None:
-                times = frame_times(duration, frames_per_second, len(captions or ()) or size * len(chunks))
+                times = frame_times(reader, frames_per_second, len(captions or ()) or size * len(chunks))
                 pieces += [(None, times[start : start + size]) for start in range(0, len(times), size)]
             for index, (chunk, times) in enumerate(pieces):
                 frames = processor.process_frames(reader.frames_at(times))

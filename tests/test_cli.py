@@ -190,6 +190,43 @@ def test_usage_errors(arguments, capsys):
     assert stop.value.code == 2 and "usage: sail" in errors(capsys)
 
 
+LIGHT = """
+import sys
+from sail_hf.cli import main
+for arguments in sys.argv[1].split(";"):
+    try:
+        status = main(arguments.split())
+    except SystemExit as stop:
+        status = stop.code
+    heavy = {"torch", "transformers", "open_clip", "datasets", "av", "numpy"} & sys.modules.keys()
+    assert not heavy and status == (0 if arguments in ("--help", "--version") else status or 1), (arguments, heavy, status)
+"""
+
+
+def test_nothing_heavy_is_imported_before_a_command_needs_it(here):
+    """Help, usage errors and wrong names come at once."""
+    align = "align videos/one.mp4 --captions captions.txt"
+    commands = [
+        "--help",
+        "--version",
+        "caption",
+        "caption a b --model model --format srt",
+        "caption a --model nowhere",
+        "caption a --model org/nowhere",
+        "caption a --model no/such/model",
+        "caption a --model clip",
+        f"{align} --clip nowhere",
+        f"{align} --clip hf-hub:org/nowhere",
+        f"{align} --model videos",
+        "align a --captions nowhere --clip clip",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", LIGHT, ";".join(commands)]
+    run = subprocess.run(command, env=environment, cwd=here, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("sail: error") == 9 and "Traceback" not in run.stderr
+
+
 # --- sail align ---------------------------------------------------------------------------------------------------
 
 

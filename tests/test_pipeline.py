@@ -458,6 +458,6 @@ def test_a_folder_without_network(checkpoint, videos, expected, tmp_path, route)
     assert result["modules"] == ["sail_hf" if route == "installed" else "transformers_modules"]
 
 
-def test_nothing_but_safetensors_and_text_is_saved(checkpoint):
+def test_no_pickles_are_saved(checkpoint):
     endings = {path.suffix for path in checkpoint.rglob("*") if path.is_file()}
-    assert endings <= {".safetensors", ".json", ".jinja", ".txt"}
+    assert endings <= {".safetensors", ".json", ".jinja", ".txt", ".py"}
