@@ -2,25 +2,19 @@
 
 Given the similarity of every frame to every caption (CLIP cosines), [`align_ordered`] finds the best segmentation of
 the frames into the captions, in caption order, with frames left out where none fits: exact, by dynamic programming in
-O(N T), without training. The task is weakly supervised alignment of video with text (Bojanowski et al., ICCV 2015, who
-solve a convex relaxation); the trellis is that of forced alignment in speech recognition, each caption a run of frames
-with optional blanks between; dropping frames at a price is Drop-DTW's (Dvornik et al., NeurIPS 2021).
+O(N T), without training. It is weakly supervised alignment of video with text (Bojanowski et al., ICCV 2015, who solve a
+convex relaxation) on the trellis of forced alignment in speech recognition; frames are dropped at a price as in Drop-DTW
+(Dvornik et al., NeurIPS 2021). [`align_overlapping`] lets these segments grow into each other, [`align_unordered`] places
+every caption by itself: 16.7 % of ActivityNet's videos have captions out of order.
 
-Captions of real videos may describe overlapping events, or come out of order (16.7 % of ActivityNet's videos):
-[`align_overlapping`] lets the segments of the ordered solution grow into each other, [`align_unordered`] places every
-caption by itself.
-
-All three first calibrate the similarities of each video, so that nothing depends on how a CLIP scales its cosines:
-
-1. Each caption's mean over time is subtracted: being closer to *every* frame says nothing about when. (So scaling all
-   similarities of a video, or shifting those of a caption, changes no segment.)
-2. The rest is divided by its standard deviation over the video's captions and frames: the unit of `gap_level` and
-   `tolerance`.
+All three first calibrate the similarities of each video, so that nothing depends on how a CLIP scales its cosines: each
+caption's mean over time is subtracted, since being closer to *every* frame says nothing about when, and the rest divided
+by its deviation over the video's captions and frames, the unit of `gap_level` and `tolerance`.
 
 The gain of a frame for a caption is its calibrated similarity minus the best one to another caption of the video (one
 caption: minus the video's mean, which is 0 by now). A frame left to no caption gains `gap_level` minus its best
-similarity, a penalty as far as some caption fits it better than that level. The defaults come from simulated features
-(`training/simulate_alignment.py`), where F1 is flat around them.
+similarity, a penalty as far as some caption fits it better. The defaults come from simulated features, where F1 is flat
+around them.
 """
 
 import math
@@ -29,8 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Weight of a caption's distance from its equal share of the video, in units of 1 / N: settles what similarities leave
-# open, so that repeated sentences share their stretch evenly.
+# Weight of a caption's distance from its equal share, in units of 1 / N: repeated sentences share their stretch evenly.
 _TIE_BREAK = 1e-6
 
 
@@ -39,26 +32,23 @@ class Alignment:
     """Where the captions of each video lie. Rows past a video's captions are 0.
 
     Attributes:
-        segments: `(B, N, 2)` frame indices, the first frame of a caption and the one after its last.
-        scores: `(B, N)`, mean gain of the segment's frames in units of the similarities (a difference of cosines):
-            positive where its frames fit the caption better than any other caption of the video, relative to how the
-            captions fit on average.
-        spans: `(B, N, 2)`, start and end in [0, 1]. Frames are taken to be sampled evenly from beginning to end
-            (`linspace(0, 1, T)`); each stands for half a step on either side, so adjacent segments meet halfway.
+        segments: `(B, N, 2)` frame indices, the first of a caption and the one after its last.
+        gains: `(B, N)`, mean gain of the segment's frames, a difference of cosines: positive where they fit the caption
+            better than any other caption of the video, relative to how the captions fit on average.
+        spans: `(B, N, 2)`, start and end in [0, 1]. Frames are sampled evenly from beginning to end; each stands for half
+            a step on either side, so adjacent segments meet halfway. `centers` and `widths` `(B, N)` derive from them.
     """
 
     segments: Tensor
-    scores: Tensor
+    gains: Tensor
     spans: Tensor
 
     @property
     def centers(self) -> Tensor:
-        """`(B, N)` in [0, 1]."""
         return self.spans.mean(-1)
 
     @property
     def widths(self) -> Tensor:
-        """`(B, N)` in [0, 1]."""
         return self.spans[..., 1] - self.spans[..., 0]
 
     def seconds(self, durations: Tensor | float) -> Tensor:
@@ -85,9 +75,7 @@ def align_ordered(
         ValueError: wrong shapes, similarities that are not finite, a video with no caption or with more captions than
             frames.
     """
-    if not gap_level < math.inf:
-        raise ValueError(f"gap_level must be a number or -inf, found {gap_level}.")
-    calibrated, unit, counts, lengths = _calibrate(similarities, frame_mask, caption_mask)
+    calibrated, unit, counts, lengths = _calibrate(similarities, frame_mask, caption_mask, gap_level)
     if (too_many := (counts > lengths).nonzero()).numel():
         b = too_many[0].item()
         raise ValueError(
@@ -120,7 +108,7 @@ def align_overlapping(
             smaller of its gain plus `tolerance` and its calibrated similarity minus `gap_level`.
     """
     ordered = align_ordered(similarities, frame_mask, caption_mask, gap_level)
-    calibrated, unit, counts, lengths = _calibrate(similarities, frame_mask, caption_mask)
+    calibrated, unit, counts, lengths = _calibrate(similarities, frame_mask, caption_mask, gap_level)
     totals = _running_totals(calibrated, counts, lengths, gap_level, tolerance)
     start, end = ordered.segments.cpu()[..., None].unbind(2)
     frame = torch.arange(totals.shape[-1])
@@ -140,11 +128,10 @@ def align_unordered(
 ) -> Alignment:
     """Each caption by itself: the run of frames with the largest sum of fits, in any order, overlapping or not.
 
-    For captions that are known to be out of order; without the order, noise moves segments more easily.
-
-    Args: as for [`align_overlapping`]. There may be more captions than frames.
+    For captions that are known to be out of order: noise moves such segments more easily. There may be more captions than
+    frames. Args: as for [`align_overlapping`].
     """
-    calibrated, unit, counts, lengths = _calibrate(similarities, frame_mask, caption_mask)
+    calibrated, unit, counts, lengths = _calibrate(similarities, frame_mask, caption_mask, gap_level)
     totals = _running_totals(calibrated, counts, lengths, gap_level, tolerance)
     # Maximum subarray: for every end the lowest total before it, then the best end.
     lowest, start = totals[..., :-1].cummin(-1)
@@ -153,15 +140,14 @@ def align_unordered(
     return _alignment(segments, calibrated, unit, counts, lengths, similarities.device)
 
 
-# By the names that `pipeline` and `sail align` have for them.
 ALIGNMENTS = {"ordered": align_ordered, "overlapping": align_overlapping, "unordered": align_unordered}
 
 
 def segment_ordered(gains: Tensor, gap_gains: Tensor, counts: Tensor, lengths: Tensor) -> Tensor:
     """The dynamic programme: the segmentation with the largest sum of gains.
 
-    Captions 0..counts-1 take one run of frames each, in this order; every other frame of the video is a gap. Exact, in
-    O(N T). Of equally good segmentations it takes long segments.
+    Captions 0..counts-1 take a run of frames each, in this order; other frames are gaps. Exact; of equally good
+    segmentations it takes long segments.
 
     Args:
         gains: `(B, N, T)`, what a frame earns for a caption.
@@ -207,13 +193,12 @@ def segment_ordered(gains: Tensor, gap_gains: Tensor, counts: Tensor, lengths: T
 
 
 def _calibrate(
-    similarities: Tensor, frame_mask: Tensor | None, caption_mask: Tensor | None
+    similarities: Tensor, frame_mask: Tensor | None, caption_mask: Tensor | None, gap_level: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Steps 1 and 2 of the module's description, in float64 on the CPU, where short loops are fastest.
-
-    Returns the calibrated similarities `(B, N, T)` (-inf on padding), their unit `(B, 1, 1)`, and the numbers of
-    captions and frames of each video `(B,)`.
-    """
+    """The calibration of the module's description, in float64 on the CPU, where short loops are fastest: similarities
+    `(B, N, T)` (-inf on padding), their unit `(B, 1, 1)`, and each video's numbers of captions and of frames `(B,)`."""
+    if not gap_level < math.inf:
+        raise ValueError(f"gap_level must be a number or -inf, found {gap_level}.")
     if similarities.ndim != 3:
         raise ValueError(f"similarities must have shape (batch, captions, frames), found {tuple(similarities.shape)}.")
     batch, num_captions, num_frames = similarities.shape
@@ -274,13 +259,13 @@ def _running_totals(calibrated: Tensor, counts: Tensor, lengths: Tensor, gap_lev
 def _alignment(
     segments: Tensor, calibrated: Tensor, unit: Tensor, counts: Tensor, lengths: Tensor, device: torch.device
 ) -> Alignment:
-    """Scores and spans of segments, all on `device`."""
+    """Gains and spans of segments, all on `device`."""
     captions = (torch.arange(segments.shape[1]) < counts[:, None])[:, :, None]
     segments = segments * captions
     gains = (_gains(calibrated, counts) * unit).where(_real(counts, lengths, calibrated.shape), 0.0)
     frame = torch.arange(gains.shape[-1])
     inside = (frame >= segments[..., :1]) & (frame < segments[..., 1:])
-    scores = (gains * inside).sum(-1) / inside.sum(-1).clamp(min=1)
+    mean = (gains * inside).sum(-1) / inside.sum(-1).clamp(min=1)
     # Half a step of margin on either side; a single frame stands for the whole video.
     spans = ((segments - 0.5) / (lengths[:, None, None] - 1).clamp(min=0.5)).clamp(0, 1) * captions
-    return Alignment(segments.to(device), scores.float().to(device), spans.float().to(device))
+    return Alignment(segments.to(device), mean.float().to(device), spans.float().to(device))

@@ -1,20 +1,18 @@
 """The command `sail`: captions for videos, and times for captions that are there already."""
 
 import argparse
-import hashlib
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
-from tqdm.auto import tqdm
-
-from .data import find_video, find_videos
+from . import __version__
+from .data import written_whole
+from .hub_names import check_clip_name, check_model_name
 
 if TYPE_CHECKING:
     from .clip_sail import SailClip
@@ -41,73 +39,49 @@ def fail(message: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sail", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"sail {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     dash = "Names that start with a dash go last, after --."
 
-    caption = commands.add_parser(
-        "caption", help="describe the events of videos", description="Describe the events of videos.", epilog=dash
-    )
+    text = "describe the events of videos"
+    caption = commands.add_parser("caption", help=text, description=f"{text.capitalize()}.", epilog=dash)
     caption.set_defaults(run=run_caption)
-    caption.add_argument("videos", nargs="+", metavar="VIDEO", help="video file or http(s) address")
-    caption.add_argument("--model", required=True, help="folder or Hub name of a trained model")
-    _add_output(caption, "default: the standard output")
-    caption.add_argument("--skip-existing", action="store_true", help="leave videos whose output is there alone")
-    caption.add_argument("--num-events", type=int, metavar="N", help="number of events (default: inferred)")
-    caption.add_argument(
-        "--localization", choices=("masks", "alignment"), help="how events are localised (default: as the model says)"
-    )
-    caption.add_argument(
-        "--frames-per-second",
-        type=_positive_float,
-        metavar="N",
-        help="with alignment: frames looked at for finer times (default: those that are captioned)",
-    )
-    caption.add_argument(
-        "--chunk-length", type=float, metavar="SECONDS", help="caption longer videos in chunks of this length"
-    )
-    caption.add_argument(
-        "--stride", type=float, metavar="SECONDS", help="overlap on each side of a chunk (default: a sixth of it)"
-    )
-    caption.add_argument("--batch-size", type=_positive_int, default=1, metavar="N", help="videos at a time")
+    add = caption.add_argument
+    add("videos", nargs="+", metavar="VIDEO", help="video file or http(s) address")
+    add("--model", required=True, help="folder or Hub name of a trained model")
+    _add_output(caption)
+    add("--skip-existing", action="store_true", help="leave videos whose output is there alone")
+    add("--num-events", type=int, metavar="N", help="number of events (default: inferred)")
+    add("--localization", choices=("masks", "alignment"), help="how events are localised (default: as the model says)")
+    text = "with alignment: frames looked at for finer times (default: those that are captioned)"
+    add("--frames-per-second", type=_positive_float, metavar="N", help=text)
+    add("--chunk-length", type=float, metavar="SECONDS", help="caption longer videos in chunks of this length")
+    add("--stride", type=float, metavar="SECONDS", help="overlap on each side of a chunk (default: a sixth of it)")
+    add("--batch-size", type=_positive_int, default=1, metavar="N", help="videos at a time")
 
-    align = commands.add_parser(
-        "align",
-        help="find the times of captions that are there already",
-        description="Find the times of captions that are there already: of one video (VIDEO and --captions), or of "
-        "all videos of a data set (--dataset and --videos), which is written again with a column of timestamps.",
-        epilog=dash,
-    )
+    text = "find the times of captions that are there already"
+    align = commands.add_parser("align", help=text, description=f"{text.capitalize()}.", epilog=dash)
     align.set_defaults(run=run_align)
-    align.add_argument("video", nargs="?", metavar="VIDEO", help="video file or http(s) address")
-    align.add_argument("--captions", metavar="FILE", help="its captions in order: one a line, or a JSON list (.json)")
-    align.add_argument("--dataset", metavar="DIR", help="data set with the columns video_id and captions")
-    align.add_argument("--videos", metavar="DIR", help="folder of its videos, named by video_id")
+    add = align.add_argument
+    add("video", metavar="VIDEO", help="video file or http(s) address")
+    text = "its captions in order: one a line, or a JSON list (.json)"
+    add("--captions", metavar="FILE", required=True, help=text)
     source = align.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="folder or Hub name of a SAIL model, whose CLIP is used")
     source.add_argument("--clip", help="open_clip model (ViT-L-14), hf-hub:org/repo or folder of a CLIP")
-    _add_output(align, "default: the standard output; needed with --dataset, where it must not exist yet")
-    align.add_argument(
-        "--frames-per-second", type=_positive_float, default=2.0, metavar="N", help="frames looked at (default: 2)"
-    )
-    align.add_argument(
-        "--alignment",
-        choices=("ordered", "overlapping", "unordered"),
-        default="ordered",
-        help="captions in order without overlap (default), in order with overlap, or in any order",
-    )
-    align.add_argument(
-        "--gap-level",
-        type=float,
-        default=0.0,
-        metavar="X",
-        help="higher leaves out more of what no caption fits (default: 0)",
-    )
+    _add_output(align)
+    text = "frames looked at (default: 2)"
+    add("--frames-per-second", type=_positive_float, default=2.0, metavar="N", help=text)
+    text = "captions in order without overlap (default), in order with overlap, or in any order"
+    add("--alignment", choices=("ordered", "overlapping", "unordered"), default="ordered", help=text)
+    text = "higher leaves out more of what no caption fits (default: 0)"
+    add("--gap-level", type=_number, default=0.0, metavar="X", help=text)
     return parser
 
 
-def _add_output(parser: argparse.ArgumentParser, note: str) -> None:
+def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="json", help="of the output (default: json)")
-    parser.add_argument("--output", metavar="DIR", help=f"folder for a file per video ({note})")
+    parser.add_argument("--output", metavar="DIR", help="folder for a file per video (default: the standard output)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
 
 
@@ -117,8 +91,14 @@ def _positive_int(text: str) -> int:
     return value
 
 
+def _number(text: str) -> float:
+    if not (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number, found {text}")
+    return value
+
+
 def _positive_float(text: str) -> float:
-    if not 0 < (value := float(text)) < math.inf:
+    if (value := _number(text)) <= 0:
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
     return value
 
@@ -138,11 +118,13 @@ def run_caption(args: argparse.Namespace) -> int:
     if not videos:
         return 0
     pipe = load_pipeline(args)
+    from tqdm import tqdm
+
     printed, reasons = {}, {}
     with tqdm(total=len(videos), desc="Captioning", unit="video") as progress:
         for start in range(0, len(videos), args.batch_size):
             batch = videos[start : start + args.batch_size]
-            for video, events in caption_each(pipe, batch, args.batch_size, args.frames_per_second):
+            for video, events in caption_each(pipe, batch):
                 if isinstance(events, Exception):
                     reasons[video] = reason_of(events)
                 elif video in targets:
@@ -159,17 +141,16 @@ def run_caption(args: argparse.Namespace) -> int:
 
 
 def caption_each(
-    pipe: "DenseVideoCaptioningPipeline", videos: list[str], batch_size: int, frames_per_second: float | None
+    pipe: "DenseVideoCaptioningPipeline", videos: list[str]
 ) -> Iterator[tuple[str, list[dict] | Exception]]:
     """Each video with its events, or with what went wrong; if it is one of a batch, the others are done one by one."""
     try:
-        results = pipe(videos, batch_size=batch_size, frames_per_second=frames_per_second)
+        results = pipe(videos, batch_size=len(videos))
     except Exception as error:  # whatever is wrong with one video, it must not end a run over thousands
         if len(videos) == 1:
             results = [error]
         else:
-            alone = (caption_each(pipe, [video], batch_size, frames_per_second) for video in videos)
-            results = [events for pairs in alone for _, events in pairs]
+            results = [events for video in videos for _, events in caption_each(pipe, [video])]
     yield from zip(videos, results, strict=True)
 
 
@@ -179,36 +160,20 @@ def load_pipeline(args: argparse.Namespace) -> "DenseVideoCaptioningPipeline":
     Raises:
         ValueError, OSError: no such model, or options that make no sense.
     """
+    check_model_name(args.model)
     from transformers import pipeline
 
-    check_model(args.model)
     if args.device:
         check_device(args.device)
-    options = {
-        "num_events": args.num_events,
-        "localization": args.localization,
-        "chunk_length_s": args.chunk_length,
-        "stride_length_s": args.stride,
-    }
+    options = {name: getattr(args, name) for name in ("num_events", "localization", "frames_per_second")}
+    options |= {"chunk_length_s": args.chunk_length, "stride_length_s": args.stride}
     given = {name: value for name, value in options.items() if value is not None}
     pipe = pipeline("dense-video-captioning", model=args.model, device=args.device, **given)
-    localization = args.localization or getattr(pipe.model.generation_config, "localization", "masks")
-    if localization != "alignment" and args.frames_per_second:
+    if (args.localization or pipe.model.resolve_generation_config().localization) == "alignment":
+        pipe.model.model.get_clip()
+    elif args.frames_per_second:
         raise ValueError("--frames-per-second needs --localization alignment.")
     return pipe
-
-
-def check_model(name: str) -> None:
-    """Raise ValueError where `name` is no folder or Hub name of a SAIL model."""
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        where = "holds no model" if Path(name).is_dir() else "is no folder, and no model of that name could be loaded"
-        raise ValueError(f"--model {name} {where}: {str(error).strip().splitlines()[0]}") from error
-    if config.model_type != "sail":
-        raise ValueError(f"--model {name} is a model of type {config.model_type!r}, expected 'sail'.")
 
 
 def check_device(name: str) -> None:
@@ -225,17 +190,9 @@ def check_device(name: str) -> None:
 
 
 def run_align(args: argparse.Namespace) -> int:
-    if not args.gap_level < math.inf:
-        return fail(f"--gap-level must be a number, found {args.gap_level}.")
-    of_dataset = [args.dataset, args.videos]
-    if all(of_dataset) and args.output and not (args.video or args.captions):
-        return align_dataset(args)
-    if any(of_dataset) or not (args.video and args.captions):
-        return fail("give VIDEO and --captions FILE, or --dataset DIR, --videos DIR and --output DIR.")
-    from .pipeline_sail import align_captions
-
     captions = read_captions(Path(args.captions))
-    events = align_captions(load_clip_of(args), args.video, captions, **_alignment_options(args))
+    options = {name: getattr(args, name) for name in ("frames_per_second", "alignment", "gap_level")}
+    events = load_clip_of(args).align(args.video, captions, **options)
     events.sort(key=lambda event: (event["start"], event["end"]))
     if args.output:
         (target,) = output_files([args.video], args.output, args.format).values()
@@ -245,12 +202,9 @@ def run_align(args: argparse.Namespace) -> int:
     return 0
 
 
-def _alignment_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("frames_per_second", "alignment", "gap_level")}
-
-
 def load_clip_of(args: argparse.Namespace) -> "SailClip":
     """The CLIP by `--clip`, or the one inside `--model`, on `--device`."""
+    check_clip_name(args.clip) if args.clip else check_model_name(args.model)
     import torch
 
     from .clip_sail import load_clip
@@ -258,11 +212,8 @@ def load_clip_of(args: argparse.Namespace) -> "SailClip":
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    if args.clip:
-        return load_clip(args.clip).to(device)
-    check_model(args.model)
-    model = SailModel.from_pretrained(args.model)
-    return model.get_clip().to(device)
+    clip = load_clip(args.clip) if args.clip else SailModel.from_pretrained(args.model).get_clip()
+    return clip.to(device)
 
 
 def read_captions(path: Path) -> list[str]:
@@ -287,92 +238,6 @@ def read_captions(path: Path) -> list[str]:
     if not captions:
         raise ValueError(f"{path} holds no captions.")
     return captions
-
-
-def align_dataset(args: argparse.Namespace) -> int:
-    """Write a data set again with the columns `timestamps` (seconds) and `timestamp_scores`, in the captions' order.
-
-    Both are null where the video is missing or cannot be read; `skipped.json` says why. Finished videos are kept in
-    OUTPUT.work.jsonl until the data set is complete, so that the same command goes on where it was stopped.
-    """
-    from datasets import DatasetDict, List, Value, load_dataset
-
-    output = Path(args.output)
-    if output.exists():
-        raise FileExistsError(f"{output} exists: choose another --output, or remove it.")
-    dataset = load_dataset(args.dataset)
-    for split, data in dataset.items():
-        if missing := {"video_id", "captions"} - set(data.column_names):
-            raise ValueError(f"{args.dataset}, split {split}: no column {', '.join(sorted(missing))}.")
-    videos = find_videos(args.videos)
-    aligner = DatasetAligner(args, videos, output.with_name(f"{output.name}.work.jsonl"))
-    columns = {"timestamps": List(List(Value("float64"))), "timestamp_scores": List(Value("float64"))}
-    temporary = output.with_name(f"{output.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    skipped, num_videos = {}, 0
-    aligned = DatasetDict()
-    for split, data in dataset.items():
-        rows = data.select_columns(["video_id", "captions"])
-        results = [aligner.align(row) for row in tqdm(rows, desc=f"Aligning {split}", unit="video")]
-        bad = [result if isinstance(result, str) else None for result in results]
-        ids = rows["video_id"]
-        skipped[split] = [{"video_id": name, "reason": why} for name, why in zip(ids, bad, strict=True) if why]
-        num_videos += len(rows)
-        data = data.remove_columns([name for name in columns if name in data.column_names])
-        for index, (name, feature) in enumerate(columns.items()):
-            values = [None if isinstance(result, str) else result[index] for result in results]
-            data = data.add_column(name, values, feature=feature)
-        data.to_parquet(temporary / f"{split}-00000-of-00001.parquet")
-        aligned[split] = data
-    write_file(temporary / "skipped.json", json.dumps(skipped, ensure_ascii=False, indent=1))
-    os.replace(temporary, output)
-    aligner.journal.unlink(missing_ok=True)
-    reasons = {f"{item['video_id']} ({split})": item["reason"] for split, items in skipped.items() for item in items}
-    print(f"Wrote {output}: timestamps for the captions of {num_videos - len(reasons)} of {num_videos} videos.")
-    return report_failures(reasons, num_videos)
-
-
-class DatasetAligner:
-    """Times of the captions of data set rows; those of finished videos are kept in a file."""
-
-    def __init__(self, args: argparse.Namespace, videos: dict[str, Path], journal: Path):
-        self.options = _alignment_options(args)
-        self.videos = videos
-        self.journal = journal
-        self.name = args.clip or args.model
-        self.clip = load_clip_of(args)
-        self.done = dict(self._read())
-
-    def _read(self) -> Iterator[tuple[str, tuple]]:
-        lines = self.journal.read_text(encoding="utf-8").splitlines() if self.journal.exists() else []
-        for line in lines:
-            try:
-                key, spans, scores = json.loads(line)
-            except ValueError:  # the last line of a run that was killed
-                continue
-            yield key, (spans, scores)
-
-    def align(self, row: dict[str, Any]) -> tuple[list, list] | str:
-        """Start and end in seconds of each caption and the scores, or why there are none."""
-        from .pipeline_sail import align_captions
-
-        video = find_video(self.videos, row["video_id"])
-        if video is None:
-            return "no such video file"
-        status = video.stat()
-        inputs = [self.name, self.options, row["video_id"], row["captions"], status.st_size, status.st_mtime_ns]
-        key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:40]
-        if key not in self.done:
-            try:
-                events = align_captions(self.clip, video, row["captions"], **self.options)
-            except Exception as error:  # whatever is wrong with one video, it must not end a run over thousands
-                return reason_of(error)
-            spans = [[event["start"], event["end"]] for event in events]
-            self.done[key] = (spans, [event["score"] for event in events])
-            with self.journal.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([key, *self.done[key]]) + "\n")
-        return self.done[key]
 
 
 # --- outputs ------------------------------------------------------------------------------------------------------
@@ -412,11 +277,8 @@ def render(events: list[dict], ending: str, video: str, folder: str | None = Non
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def reason_of(error: Exception) -> str:

@@ -1,25 +1,34 @@
-"""The frozen CLIP: loading any open_clip model, and rebuilding its towers from a checkpoint's configuration."""
+"""The frozen CLIP: any model of open_clip, encoding of frames and texts, and captions aligned with a video by it."""
 
-import json
 from collections.abc import Sequence
-from functools import cache
+from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .alignment_sail import ALIGNMENTS
+from .clip_towers import check_model_cfg, check_text_model, clip_tokenizer
 from .configuration_sail import SailVisionConfig
+from .hub_names import check_clip_name
+from .loss_sail import cosines
+from .video_processing_sail import SailVideoProcessor
+from .video_reading import VideoReader, open_video, uniform_times
 
-# open_clip builds both towers at once; a model without a text tower builds this one and drops it.
-_SMALLEST_TEXT_TOWER = {"context_length": 1, "vocab_size": 2, "width": 64, "heads": 1, "layers": 1}
+# Frames that are encoded at a time: bounds the memory, whatever a video's length.
+_FRAMES_AT_ONCE = 64
+_TEXTS_AT_ONCE = 256
 
 
 class SailClip:
-    """A frozen CLIP with its preprocessing and its tokenizer. Made by [`load_clip`].
+    """A frozen CLIP with its preprocessing and its tokenizer. Made by [`load_clip`] or [`SailModel.get_clip`].
 
     Attributes:
         vision_config (`SailVisionConfig`): what rebuilds the towers inside a SAIL checkpoint.
-        model (`open_clip.CustomTextCLIP`): in evaluation mode, without gradients; towers `.visual` and `.text`.
+        model (`nn.Module`): in evaluation mode, without gradients; towers `.visual` and `.text`.
     """
 
     def __init__(self, model: nn.Module, vision_config: SailVisionConfig, tokenizer):
@@ -36,25 +45,113 @@ class SailClip:
         return next(self.model.parameters()).device
 
     @torch.no_grad()
-    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Image projections `(n, D)` of `pixel_values` `(n, 3, H, W)`; float32 on the CPU, not L2-normalised."""
         parameter = next(self.model.visual.parameters())
-        return self.model.visual(pixel_values.to(parameter.device, parameter.dtype)).float().cpu()
+        parts = pixel_values.split(_FRAMES_AT_ONCE)
+        return torch.cat(
+            [self.model.visual(part.to(parameter.device, parameter.dtype)).float().cpu() for part in parts]
+        )
 
     @torch.no_grad()
-    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Text projections `(n, D)` of texts, cut to the context (77 tokens); float32 on the CPU, not L2-normalised."""
-        return encode_texts(self.model.text, self.tokenizer, texts).cpu()
+        texts = list(texts)
+        parts = [torch.zeros(0, self.vision_config.model_cfg["embed_dim"])]
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            tokens = self.tokenizer(texts[start : start + _TEXTS_AT_ONCE])
+            parts.append(self.model.text(tokens.to(self.device)).float().cpu())
+        return torch.cat(parts)
+
+    def encode_video(
+        self, video: Any, frames_per_second: float = 2.0, at_least: int = 1, fps: float | None = None
+    ) -> tuple[Tensor, float]:
+        """Features `(n, D)` of a video's frames at [`frame_times`], and its duration in seconds.
+
+        Frames are read and encoded a few at a time, so a video may be of any length.
+
+        Args: as for [`SailClip.align`], and
+            at_least: smallest number of frames.
+        """
+        processor = SailVideoProcessor.from_vision_config(self.vision_config)
+        parts = []
+        with open_video(video, fps=fps) as reader:
+            frames = reader.frames_at(frame_times(reader, frames_per_second, at_least))
+            while block := list(islice(frames, _FRAMES_AT_ONCE)):
+                parts.append(self.encode_images(processor.process_frames(block)))
+            return torch.cat(parts), reader.duration
+
+    def align_features(
+        self,
+        features: Tensor,
+        captions: Sequence[str],
+        duration: float,
+        alignment: str = "ordered",
+        gap_level: float = 0.0,
+    ) -> list[dict[str, Any]]:
+        """[`SailClip.align`] for features `(n, D)` of frames spread evenly from 0 to `duration` seconds."""
+        check_captions(captions)
+        if alignment not in ALIGNMENTS:
+            raise ValueError(f"`alignment` must be one of {', '.join(ALIGNMENTS)}, found {alignment!r}.")
+        similarities = cosines(self.encode_texts(captions)[None], features[None])
+        found = ALIGNMENTS[alignment](similarities, gap_level=gap_level)
+        rows = zip(found.seconds(duration)[0].tolist(), captions, found.gains[0].tolist(), strict=True)
+        return [{"start": start, "end": end, "text": text, "gain": gain} for (start, end), text, gain in rows]
+
+    def align(
+        self,
+        video: Any,
+        captions: Sequence[str],
+        frames_per_second: float = 2.0,
+        alignment: str = "ordered",
+        gap_level: float = 0.0,
+        fps: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """Times for captions that are there already: no training, no generation.
+
+        Args:
+            video: of any kind that [`open_video`] takes.
+            captions: in the order of their events, unless `alignment` says otherwise.
+            frames_per_second: frames that are looked at in a second of video, hence how fine the times are; in all never
+                fewer than captions.
+            alignment: `"ordered"` (captions in order, segments disjoint), `"overlapping"` (in order, segments may grow
+                into each other) or `"unordered"`; see [`align_ordered`], [`align_overlapping`], [`align_unordered`].
+            gap_level: higher leaves out more frames that fit no caption well.
+            fps: frames per second of a video that is an array or a list of images.
+
+        Returns:
+            For each caption, in the order given, `{"start": s, "end": s, "text": str, "gain": float}`, in seconds; the
+            gain is how much better its frames fit it than any other caption (mean difference of cosines, [`Alignment`]).
+
+        Raises:
+            VideoError: the video cannot be read.
+            ValueError: no captions, an empty one, or parameters that make no sense.
+        """
+        check_captions(captions)
+        features, duration = self.encode_video(video, frames_per_second, len(captions), fps)
+        return self.align_features(features, captions, duration, alignment, gap_level)
 
 
-def encode_texts(text_tower: nn.Module, tokenizer, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-    """Text projections `(n, D)` by a text tower, `batch_size` texts at a time; float32 on the tower's device."""
-    device = next(text_tower.parameters()).device
-    texts = list(texts)
-    parts = [
-        text_tower(tokenizer(texts[i : i + batch_size]).to(device)).float() for i in range(0, len(texts), batch_size)
-    ]
-    return torch.cat(parts) if parts else torch.zeros(0, text_tower.output_dim, device=device)
+def frame_times(reader: VideoReader, frames_per_second: float, at_least: int = 1) -> np.ndarray:
+    """Seconds at which a video is looked at: evenly from its beginning to its end, both included.
+
+    Raises:
+        VideoError: more frames than the reader's limits allow.
+        ValueError: a rate that is not positive.
+    """
+    if not 0 < frames_per_second < float("inf"):
+        raise ValueError(f"`frames_per_second` must be positive, found {frames_per_second}.")
+    count = max(round(reader.duration * frames_per_second) + 1, at_least)
+    reader.limits.check("frames", count, reader.name)
+    return uniform_times(count, 0, reader.duration)
+
+
+def check_captions(captions: Any) -> None:
+    """Raise ValueError where `captions` is no list of sentences for one video."""
+    if not isinstance(captions, (list, tuple)) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"`captions` must be a list of sentences for each video, found {str(captions)[:80]!r}.")
+    if not captions or not all(map(str.strip, captions)):
+        raise ValueError(f"`captions` must hold at least one sentence, and none that is empty, found {captions}.")
 
 
 def load_clip(name: str, pretrained: str = "openai") -> SailClip:
@@ -66,15 +163,18 @@ def load_clip(name: str, pretrained: str = "openai") -> SailClip:
         pretrained: open_clip's tag of the weights, for a plain model name only. Defaults to OpenAI's.
 
     Raises:
-        ValueError: no such model, tag or folder; or a CLIP whose frames are padded to a square.
+        ValueError: no such model, tag or folder; a configuration that asks for more than towers and a tokenizer; or a
+            CLIP whose frames are padded to a square.
         OSError: the weights could not be downloaded.
     """
     import open_clip
 
     source = f"local-dir:{name}" if Path(name).is_dir() else name
-    has_schema = source.startswith(("local-dir:", "hf-hub:"))
+    folder = source.removeprefix("local-dir:") if source.startswith("local-dir:") else None
     options = {}
-    if not has_schema:
+    if source.startswith("hf-hub:"):
+        check_clip_name(source)
+    elif folder is None:
         tag = open_clip.get_pretrained_cfg(source, pretrained)
         if not tag:
             tags = open_clip.list_pretrained_tags_by_model(source)
@@ -86,11 +186,23 @@ def load_clip(name: str, pretrained: str = "openai") -> SailClip:
         # OpenAI's weights were trained with QuickGELU, which open_clip's plain model names leave off.
         options = {"pretrained": pretrained, "force_quick_gelu": bool(tag.get("quick_gelu"))}
     try:
-        model = open_clip.create_model(source, force_custom_text=True, weights_only=True, **options)
-    except (RuntimeError, ValueError, FileNotFoundError) as error:
+        model_cfg = open_clip.get_model_config(source)
+        check_model_cfg(model_cfg)
+        check_text_model(model_cfg["text_cfg"])
+        model = open_clip.create_model(
+            source,
+            force_custom_text=True,
+            weights_only=True,
+            pretrained_text=False,
+            require_pretrained=True,
+            **options,
+        )
+        tokenizer = clip_tokenizer(model_cfg, folder)
+    except UnpicklingError as error:
+        raise ValueError(f"The CLIP {name!r} was not loaded: its weights hold more than tensors.") from error
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, FileNotFoundError) as error:
         kind = OSError if "ownload" in str(error) else ValueError
         raise kind(f"The CLIP {name!r} could not be loaded: {error}") from error
-    model_cfg = _model_cfg(source)
     if options.get("force_quick_gelu"):
         model_cfg["quick_gelu"] = True
     preprocess = model.visual.preprocess_cfg
@@ -106,50 +218,4 @@ def load_clip(name: str, pretrained: str = "openai") -> SailClip:
         resize_mode=resize_mode,
         interpolation=preprocess.get("interpolation") or "bicubic",
     )
-    return SailClip(model, vision_config, open_clip.get_tokenizer(source))
-
-
-def build_towers(vision_config: SailVisionConfig) -> tuple[nn.Module, nn.Module | None]:
-    """The towers that a configuration describes, with random weights: (vision, text or `None`)."""
-    import open_clip
-
-    cfg = vision_config.model_cfg
-    vision_cfg = {**cfg["vision_cfg"]}
-    if "timm_model_name" in vision_cfg:
-        vision_cfg["timm_model_pretrained"] = False
-    text_cfg = cfg["text_cfg"] if vision_config.include_text_tower else _SMALLEST_TEXT_TOWER
-    if "hf_model_name" in text_cfg:
-        text_cfg = {**text_cfg, "hf_model_pretrained": False}
-    clip = open_clip.CustomTextCLIP(
-        embed_dim=cfg["embed_dim"],
-        vision_cfg=vision_cfg,
-        text_cfg=text_cfg,
-        quick_gelu=cfg.get("quick_gelu", False),
-    )
-    return clip.visual, clip.text if vision_config.include_text_tower else None
-
-
-def text_tokenizer(vision_config: SailVisionConfig):
-    """The tokenizer of the configuration's text tower: texts -> token ids `(n, context)`."""
-    return _text_tokenizer(json.dumps(vision_config.model_cfg["text_cfg"], sort_keys=True))
-
-
-@cache
-def _text_tokenizer(text_cfg: str):
-    import open_clip
-
-    text_cfg = json.loads(text_cfg)
-    context = text_cfg.get("context_length", 77)
-    if name := text_cfg.get("hf_tokenizer_name"):
-        return open_clip.tokenizer.HFTokenizer(name, context_length=context, **text_cfg.get("tokenizer_kwargs", {}))
-    return open_clip.SimpleTokenizer(context_length=context, **text_cfg.get("tokenizer_kwargs", {}))
-
-
-def _model_cfg(source: str) -> dict:
-    """open_clip's `model_cfg` of a loaded source."""
-    import open_clip
-
-    if source.startswith("local-dir:"):
-        path = Path(source.removeprefix("local-dir:")) / "open_clip_config.json"
-        return json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
-    return open_clip.get_model_config(source)
+    return SailClip(model, vision_config, tokenizer)

@@ -10,7 +10,8 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .clip_sail import SailClip, build_towers, load_clip, text_tokenizer
+from .clip_sail import SailClip, load_clip
+from .clip_towers import build_towers, clip_tokenizer
 from .configuration_sail import SailConfig
 from .generation_sail import SailGenerationMixin, default_generation_config
 from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder
@@ -169,7 +170,7 @@ class SailModel(SailPreTrainedModel):
             self._borrowed_text_tower = (self._load_text_tower(),)
         text_tower = self.text_tower or self._borrowed_text_tower[0].to(self.device, self.dtype)
         towers = nn.ModuleDict({"visual": self.vision_tower, "text": text_tower})
-        return SailClip(towers, vision_config, text_tokenizer(vision_config))
+        return SailClip(towers, vision_config, clip_tokenizer(vision_config.model_cfg))
 
     def _load_text_tower(self) -> nn.Module:
         name = self.config.vision_config.clip

@@ -1,7 +1,7 @@
 """Events made visible: a time line with thumbnails, subtitle files, and a page to watch them on.
 
-An event is what the pipeline returns: `{"start": seconds, "end": seconds, "text": str, "score": float}`. The score may
-be missing; events may overlap and come in any order.
+An event is what the pipeline returns: `{"start": seconds, "end": seconds, "text": str, "score": float}`. The score may be
+missing, or a `"gain"` in its place; events may overlap and come in any order.
 """
 
 import html
@@ -20,6 +20,8 @@ _LINE, _BAR, _BAR_GAP = 0.165, 0.13, 0.05
 _REFERENCE_COLOR = "#6b7280"
 # A sentence starts or ends at its bar, on whichever side it has half the picture for itself.
 _CHARACTERS_PER_LINE = 78
+# What is told of a sentence besides: its probability, or how much better it fits its frames than the others.
+_NUMBERS = {"score": "", "gain": "gain "}
 
 
 def plot_events(
@@ -116,8 +118,8 @@ def _rows_height(events: list[dict]) -> float:
 
 
 def _label_lines(index: int, event: dict) -> list[str]:
-    score = f"  ({event['score']:.2f})" if event.get("score") is not None else ""
-    return textwrap.wrap(f"{index + 1}  {event['text']}{score}", _CHARACTERS_PER_LINE)
+    known = [f"  ({note}{event[key]:.2f})" for key, note in _NUMBERS.items() if event.get(key) is not None]
+    return textwrap.wrap(f"{index + 1}  {event['text']}{''.join(known)}", _CHARACTERS_PER_LINE)
 
 
 def _draw_rows(axes, events: list[dict], colors: list[str], duration: float) -> None:

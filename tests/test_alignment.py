@@ -112,7 +112,7 @@ def test_ordered_segments_are_disjoint_in_order_and_inside_the_video(similaritie
 
 @pytest.mark.parametrize("align", METHODS)
 @given(videos(), st.sampled_from([0.01, 0.25, 8.0]), st.sampled_from([-2.0, 0.0, 3.0]), st.data())
-def test_scale_and_shift_of_similarities_change_only_the_scores_scale(align, similarities, scale, shift, data):
+def test_scale_and_shift_of_similarities_change_only_the_gains_scale(align, similarities, scale, shift, data):
     captions = data.draw(hnp.arrays(np.float64, (1, similarities.shape[1], 1), elements=st.integers(-2, 2)))
     # An irrational slope keeps ties, which rounding may settle either way, out of the comparison.
     slope = torch.linspace(0, 1, similarities.shape[2]).double() ** math.pi / 100
@@ -120,7 +120,7 @@ def test_scale_and_shift_of_similarities_change_only_the_scores_scale(align, sim
     plain = align(similarities)
     moved = align(similarities * scale + shift + torch.from_numpy(captions))
     assert torch.equal(plain.segments, moved.segments)
-    torch.testing.assert_close(plain.scores * scale, moved.scores, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(plain.gains * scale, moved.gains, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("align", METHODS)
@@ -136,7 +136,7 @@ def test_a_padded_batch_gives_what_each_video_gives_alone(align):
         alone.append(align(padded[b : b + 1, :n, :t]))
     together = align(padded, frame_mask, caption_mask)
     for b, (n, _) in enumerate(shapes):
-        for name in ("segments", "scores", "spans"):
+        for name in ("segments", "gains", "spans"):
             torch.testing.assert_close(getattr(together, name)[b, :n], getattr(alone[b], name)[0])
             assert (getattr(together, name)[b, n:] == 0).all()
 
@@ -148,7 +148,7 @@ def test_hand_computed_segments_spans_scores_and_seconds():
     alignment = align_ordered(similarities)
     assert alignment.segments.tolist() == [[[0, 2], [3, 5]]]
     # Minus the rows' means +-0.04 the first caption's frames hold 0.24 against -0.16.
-    torch.testing.assert_close(alignment.scores, torch.tensor([[0.4, 0.4]]))
+    torch.testing.assert_close(alignment.gains, torch.tensor([[0.4, 0.4]]))
     # Five frames at 0, 0.25, ... 1: frame 1 ends at 0.375, frame 3 begins at 0.625.
     torch.testing.assert_close(alignment.spans, torch.tensor([[[0.0, 0.375], [0.625, 1.0]]]))
     torch.testing.assert_close(alignment.centers, torch.tensor([[0.1875, 0.8125]]))
@@ -166,7 +166,7 @@ def test_a_higher_gap_level_leaves_out_more_frames():
 def test_one_caption_takes_the_frames_above_the_videos_mean():
     alignment = align_ordered(torch.tensor([[[0.1, 0.1, 0.3, 0.35, 0.3, 0.1]]]))
     assert alignment.segments.tolist() == [[[2, 5]]]
-    assert alignment.scores.item() == pytest.approx(0.95 / 3 - 1.25 / 6)
+    assert alignment.gains.item() == pytest.approx(0.95 / 3 - 1.25 / 6)
 
 
 @pytest.mark.parametrize("num_captions", [1, 2, 3, 4])
@@ -174,7 +174,7 @@ def test_without_evidence_captions_share_the_video(num_captions):
     shares = align_ordered(torch.full((1, num_captions, 12), 0.3))
     width = 12 // num_captions
     assert shares.segments[0].tolist() == [[i * width, (i + 1) * width] for i in range(num_captions)]
-    assert (shares.scores == 0).all()
+    assert (shares.gains == 0).all()
 
 
 def test_a_repeated_caption_shares_its_stretch():
@@ -246,4 +246,4 @@ def test_a_gap_level_that_no_sum_can_hold_is_refused():
 def test_half_precision_and_gradients_are_left_outside():
     similarities = torch.rand(1, 2, 6).half().requires_grad_()
     alignment = align_ordered(similarities)
-    assert alignment.spans.dtype == torch.float32 and not alignment.scores.requires_grad
+    assert alignment.spans.dtype == torch.float32 and not alignment.gains.requires_grad

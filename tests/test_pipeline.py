@@ -36,6 +36,7 @@ def checkpoint(tmp_path_factory) -> Path:
     clip = make_clip(tmp_path_factory.mktemp("clip"))
     processor = make_processor()
     model = make_model(processor, vision_config=clip.vision_config)
+    torch.manual_seed(3)
     with torch.no_grad():  # masks that differ from video to video and from event to event
         model.model.mask_generator.center_head.weight.normal_()
         model.model.mask_generator.width_head.weight.normal_()
@@ -164,6 +165,20 @@ def test_a_list_in_batches(pipe, videos, expected, batch_size):
         assert_same_events(events, wanted)
 
 
+@pytest.mark.parametrize("kind", [tuple, iter, list])
+def test_several_videos_of_any_kind(pipe, videos, expected, kind):
+    found = pipe(kind([str(video) for video in videos]))
+    for events, wanted in zip(found, expected, strict=True):
+        assert_same_events(events, wanted)
+    assert list(pipe(kind([]))) == []
+
+
+def test_videos_in_a_worker_process(pipe, videos, expected):
+    """tests/soak/soak_pipeline_workers.py shows that it cannot hang."""
+    for events, wanted in zip(pipe([str(v) for v in videos], num_workers=2, batch_size=2), expected, strict=True):
+        assert_same_events(events, wanted)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_generators_and_data_sets_stream(pipe, videos, expected, batch_size):
     paths = [str(video) for video in videos]
@@ -225,6 +240,11 @@ def test_generation_arguments_replace_the_checkpoints(pipe, checkpoint, videos):
     longer = pipe(videos[0], num_events=3, generate_kwargs={"max_new_tokens": 12, "min_new_tokens": 12})
     assert all(len(event["text"]) > len(text) for event, text in zip(longer, texts, strict=True))
     assert [event["text"] for event in pipe(videos[0], num_events=3)] == texts
+    # By their names, in the call and for all calls.
+    by_name = pipe(videos[0], num_events=3, max_new_tokens=12, min_new_tokens=12)
+    assert by_name == longer
+    always = pipeline(TASK, model=str(checkpoint), num_events=3, max_new_tokens=12)
+    assert_same_events(always(videos[0], min_new_tokens=12), longer)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +252,14 @@ def test_generation_arguments_replace_the_checkpoints(pipe, checkpoint, videos):
     [
         ({"num_events": 0}, "num_events.*1..4.*0"),
         ({"num_events": 5}, "num_events.*1..4.*5"),
+        ({"num_events": "3"}, "num_events.*whole number.*'3'"),
+        ({"num_events": 2.5}, "num_events.*whole number.*2.5"),
+        ({"num_events": True}, "num_events.*whole number.*True"),
+        ({"chunk_length_s": "3"}, "chunk_length_s.*number.*'3'"),
+        ({"frames_per_second": 2}, "frames_per_second.*captions.*alignment"),
+        ({"alignment": "unordered"}, "alignment.*captions.*alignment"),
+        ({"gap_level": 1.0}, "gap_level.*captions.*alignment"),
+        ({"num_beams": 2, "generate_kwargs": {"num_beams": 1}}, "twice.*num_beams"),
         ({"chunk_length_s": 0}, "chunk_length_s"),
         ({"chunk_length_s": -1}, "chunk_length_s"),
         ({"stride_length_s": 1}, "chunk_length_s"),
@@ -247,8 +275,10 @@ def test_parameters_that_make_no_sense(pipe, videos, options, words):
 
 
 def test_unknown_parameters_are_errors(pipe, videos):
-    with pytest.raises(TypeError, match="num_event"):
-        pipe(videos[0], num_event=3)
+    for options in ({"num_event": 3}, {"generate_kwargs": {"num_beam": 3}}, {"num_return_sequences": 2}):
+        with pytest.raises(ValueError, match="|".join([*options, "num_beam"])) as error:
+            pipe(videos[0], **options)
+        assert "._" not in str(error.value) and "()" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -428,6 +458,6 @@ def test_a_folder_without_network(checkpoint, videos, expected, tmp_path, route)
     assert result["modules"] == ["sail_hf" if route == "installed" else "transformers_modules"]
 
 
-def test_nothing_but_safetensors_and_text_is_saved(checkpoint):
+def test_no_pickles_are_saved(checkpoint):
     endings = {path.suffix for path in checkpoint.rglob("*") if path.is_file()}
-    assert endings <= {".safetensors", ".json", ".jinja", ".txt"}
+    assert endings <= {".safetensors", ".json", ".jinja", ".txt", ".py"}

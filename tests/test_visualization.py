@@ -120,7 +120,10 @@ def plot():
 def test_plot_places_thumbnails_masks_and_bars(plot, tmp_path):
     from matplotlib.colors import to_rgb
 
-    events = [{"start": 1.0, "end": 4.0, "text": "One.", "score": 0.25}, {"start": 3.0, "end": 9.0, "text": "Two."}]
+    events = [
+        {"start": 1.0, "end": 4.0, "text": "One.", "score": 0.25},
+        {"start": 3.0, "end": 9.0, "text": "Two.", "gain": 1.5},
+    ]
     masks = np.array([[0.0, 0.5, 1.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.5, 1.0]])
     figure = plot(events, masks, references=[{"start": 2.0, "end": 5.0, "text": "True."}], title="A video")
     thumbnails, mask_panel, predicted, true = figure.axes
@@ -138,7 +141,7 @@ def test_plot_places_thumbnails_masks_and_bars(plot, tmp_path):
         assert to_rgb(line.get_color()) == bar.get_facecolor()[:3]
     assert [(bar.get_x(), bar.get_width()) for bar in predicted.patches] == [(1.0, 3.0), (3.0, 6.0)]
     assert [(bar.get_x(), bar.get_width()) for bar in true.patches] == [(2.0, 3.0)]
-    assert [text.get_text() for text in predicted.texts] == ["1  One.  (0.25)", "2  Two."]
+    assert [text.get_text() for text in predicted.texts] == ["1  One.  (0.25)", "2  Two.  (gain 1.50)"]
     figure.savefig(tmp_path / "events.png")
     assert (tmp_path / "events.png").read_bytes().startswith(b"\x89PNG")
 
