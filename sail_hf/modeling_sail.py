@@ -297,7 +297,9 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         super().__init__(config)
         self.model = SailModel(config)
         # In the dtype of the rest, whatever the decoder was stored in.
-        self.decoder = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
+        self.decoder = AutoModelForCausalLM.from_config(
+            config.text_config, dtype=torch.get_default_dtype(), trust_remote_code=False
+        )
         self.post_init()
         if self.generation_config.max_new_tokens is None:
             self.generation_config = default_generation_config(config)

@@ -1,6 +1,5 @@
 """The pipeline `dense-video-captioning`: a video in, its events with start, end and sentence out."""
 
-import gc
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -14,11 +13,6 @@ from transformers.pipelines.base import ChunkPipeline
 
 from .clip_sail import check_captions, frame_times
 from .video_reading import open_video, uniform_times
-
-# With `num_workers`, videos are read in a forked process. A decoder that is garbage there would wait, at its end, for
-# threads that were not forked with it, and for ever: what a process inherits is not collected.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=gc.freeze)
 
 # What goes with captions that are there already; the other options say how sentences are generated.
 _WITH_CAPTIONS = {"fps", "frames_per_second", "alignment", "gap_level", "batch_size", "num_workers"}
@@ -87,6 +81,11 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
                 raise ValueError(f"Nothing is generated with `captions`: leave out {', '.join(sorted(refused))}.")
             videos = _with_captions(videos, captions)
         return [] if isinstance(videos, list) and not videos else super().__call__(videos, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """Save model and processor, with the code that loads both and this pipeline (`SavedWithCode`)."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(
         self,

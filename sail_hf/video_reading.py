@@ -1,6 +1,7 @@
 """Videos of every kind, read frame by frame by presentation time."""
 
 import errno
+import gc
 import io
 import os
 import stat
@@ -29,6 +30,10 @@ _BEGINNING = -1
 _CONTAINERS = (
     "mov,mp4,matroska,webm,avi,flv,mpeg,mpegvideo,mpegts,asf,ogg,gif,apng,mjpeg,yuv4mpegpipe,ivf,obu,nut,mxf,dv,rm,wtv"
 )
+# Readers may come into a forked process, such as a DataLoader's worker. A decoder that is garbage there would wait, at its
+# end, for threads that were not forked with it, and for ever: what a process inherits is not collected.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 class VideoReader(ABC):

@@ -23,3 +23,4 @@ for name, (batch_size, config) in ways.items():
     trainer.train()
     if trainer.is_world_process_zero():
         write_json(folder / f"{name}.json", logs_of(trainer))
+trainer.accelerator.end_training()

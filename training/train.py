@@ -288,6 +288,7 @@ def train(trainer: SailTrainer, resume: bool) -> SailTrainer:
     trainer.save_state()
     if trainer.args.predict_with_generate:
         trainer.log_metrics("eval", trainer.evaluate())
+    trainer.accelerator.end_training()
     if trainer.is_world_process_zero():
         print(f"\nSaved {folder}. Next:\n  sail caption VIDEO --model {folder}")
     return trainer
