@@ -10,8 +10,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
-from tiny import make_clip, make_processor, make_tokenizer  # noqa: E402
+from tiny import make_clip, make_model, make_processor, make_rows, make_tokenizer  # noqa: E402
 from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
+
+from sail_hf import SailDataCollator  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -28,6 +30,24 @@ def shared() -> Path:
 def processor():
     """A processor of 8 frames with the tiny tokenizer; nothing may change it."""
     return make_processor()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A tiny random CLIP."""
+    return make_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def batch(processor):
+    """Three videos with 3, 2 and 1 captions and 8, 5 and 6 frames."""
+    return SailDataCollator(processor)(make_rows(num_frames=(8, 5, 6)))
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    """A tiny random model without CLIP."""
+    return make_model(processor)
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from tiny import make_processor
 from torch import tensor
 
 from sail_hf import SailDataCollator
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return make_processor()
-
 
 ROWS = [
     {

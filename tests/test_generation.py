@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from tiny import make_clip, make_model, make_processor, make_rows, make_tokenizer
+from tiny import make_model, make_tokenizer
 from torch import tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -22,32 +22,11 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from sail_hf import SailDataCollator, SailForDenseVideoCaptioning
+from sail_hf import SailForDenseVideoCaptioning
 from sail_hf.generation_sail import StatedCountLogitsProcessor
 
 # Deterministic and short, for runs that are compared.
 GREEDY = {"num_beams": 1, "max_new_tokens": 6, "full_max_new_tokens": 12}
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return make_processor()
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return make_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def batch(processor):
-    """Three videos with 3, 2 and 1 captions and 8, 5 and 6 frames."""
-    return SailDataCollator(processor)(make_rows(num_frames=(8, 5, 6)))
-
-
-@pytest.fixture(scope="module")
-def model(processor):
-    return make_model(processor)
 
 
 def sentences_of(generated, pad):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from tiny import CAPTIONS, make_clip, make_config, make_model, make_processor, make_rows
+from tiny import CAPTIONS, make_clip, make_config, make_model, make_rows
 from torch import tensor
 from transformers import (
     AutoConfig,
@@ -31,27 +31,6 @@ from sail_hf.loss_sail import count_items
 from sail_hf.masks_sail import event_masks
 
 LOSSES = [loss.name for loss in TABLE]
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return make_processor()
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    return make_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def batch(processor):
-    """Three videos with 3, 2 and 1 captions and 8, 5 and 6 frames; the second ends and the third begins apart."""
-    return SailDataCollator(processor)(make_rows(num_frames=(8, 5, 6)))
-
-
-@pytest.fixture(scope="module")
-def model(processor):
-    return make_model(processor)
 
 
 @pytest.fixture(scope="module")

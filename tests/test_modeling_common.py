@@ -21,19 +21,14 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import make_clip, make_config, make_model, make_processor, make_rows
+from tiny import make_clip, make_config, make_model, make_processor
 from transformers import PreTrainedModel
 
-from sail_hf import SailDataCollator, SailForDenseVideoCaptioning, SailModel
+from sail_hf import SailForDenseVideoCaptioning, SailModel
 from sail_hf.layers_sail import SailAttention
 
 CLASSES = [SailModel, SailForDenseVideoCaptioning]
 OF_BASE = ("video_features", "video_attention_mask", "num_events")
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return make_processor()
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +37,6 @@ def config(processor, tmp_path_factory):
     clip = make_clip(tmp_path_factory.mktemp("clip"))
     clip.vision_config.include_text_tower = True
     return make_config(processor, diversity_loss_weight=1.0, vision_config=clip.vision_config, dropout=0.0)
-
-
-@pytest.fixture(scope="module")
-def batch(processor):
-    return SailDataCollator(processor)(make_rows(num_frames=(8, 5, 6)))
 
 
 def new(cls, config, **options):

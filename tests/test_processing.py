@@ -13,11 +13,6 @@ from sail_hf.processing_sail import collate_labels, format_sentence
 
 
 @pytest.fixture(scope="module")
-def processor():
-    return make_processor()
-
-
-@pytest.fixture(scope="module")
 def gpt2(shared):
     """A processor with GPT-2's own tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
