@@ -45,8 +45,8 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         stride_length_s (`float`, defaults to a sixth of `chunk_length_s`): overlap on each side of a chunk, in seconds.
             An event counts where its centre is nearest to the chunk's middle.
         localization (`str`): `"masks"` or `"alignment"`; see [`SailForDenseVideoCaptioning.generate`].
-        alignment (`str`), gap_level (`float`): how captions are aligned, given ones or, where `localization` is
-            `"alignment"`, generated ones; see [`SailClip.align`].
+        alignment (`str`), gap_level (`float`): how captions are aligned; see [`SailClip.align`]. Defaults: of generated
+            ones, where `localization` is `"alignment"`, the checkpoint's; of `captions`, `"ordered"` and 0.
         frames_per_second (`float`, *optional*): with `captions` (default 2), or where `localization` is `"alignment"`:
             how densely the video is looked at for the times. There are never fewer frames than captions, nor than are
             captioned.
@@ -210,6 +210,9 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         texts = captions or [event["text"] for event in spoken]
         if not features or not texts:
             return events
+        if captions:
+            # The checkpoint's alignment is for sentences of its own, whose order may be wrong; these are as `sail align` has them.
+            generation = {"alignment": "ordered", "gap_level": 0.0, **generation}
         config, clip = self.model.resolve_generation_config(**generation), self.model.model.get_clip()
         duration = pieces[-1]["bounds"][1]
         aligned = clip.align_features(torch.cat(features), texts, duration, config.alignment, config.gap_level)

@@ -334,6 +334,18 @@ def test_a_whole_video_caption_without_sentences(model, processor, clip):
     assert torch.equal(outputs.sequences, masks.sequences)
 
 
+def test_given_captions_are_in_order_whatever_the_checkpoint_does_with_its_own(pipe, video):
+    captions = ["A red scene.", "A green scene.", "A red scene."]
+    expected = pipe(video, captions=captions)
+    config = pipe.model.generation_config
+    config.alignment, config.gap_level = "unordered", 0.75
+    try:
+        assert pipe(video, captions=captions) == expected
+        assert pipe(video, captions=captions, alignment="unordered") != expected
+    finally:
+        config.alignment, config.gap_level = "ordered", 0.0
+
+
 def test_localization_travels_with_the_generation_config(model, processor, video, tmp_path):
     copy = SailForDenseVideoCaptioning(model.config).eval()
     copy.load_state_dict(model.state_dict())
