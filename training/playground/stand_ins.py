@@ -5,6 +5,7 @@
 writes under the output folder
 * `clip/`: an open_clip folder of ViT-L/14's shape (or `--clip_model`'s) with **random** weights;
 * `decoder/`: a causal language model of DistilGPT2's shape with **random** weights, and GPT-2's tokenizer;
+* `llm/`: a chat model of Qwen3's architecture, small, with **random** weights;
 * `features/v_ID.npy`: **random** features of the videos' durations, one a second `(L, D)`, of ViT-L/14's size;
 * `train.json` (named as the annotation file): the first `--limit` videos.
 
@@ -20,7 +21,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, HfArgumentParser
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
 
 from sail_hf.data import read_annotations, write_json, written_whole
 
@@ -55,6 +56,18 @@ def write_decoder(tokenizer: str, layers: int, folder: Path) -> None:
         AutoTokenizer.from_pretrained(tokenizer).save_pretrained(temporary)
 
 
+def write_llm(tokenizer: str, folder: Path) -> None:
+    """A small random Qwen3 with a chat template, whose answers are random words."""
+    with written_whole(folder) as temporary:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
+        size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+        ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+        config = Qwen3Config(vocab_size=len(tokenizer), num_key_value_heads=2, head_dim=16, **size, **ids)
+        Qwen3ForCausalLM(config).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
 def write_features(rows: list[dict], size: int, folder: Path) -> None:
     """Random features, a row a second."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +87,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     size = write_clip(args.clip_model, args.output / "clip")
     write_decoder(args.tokenizer, args.decoder_layers, args.output / "decoder")
+    write_llm(args.tokenizer, args.output / "llm")
     for path, rows in files.items():
         content = {row["video_id"]: {"sentences": row["captions"], **row} for row in rows}
         kept = {
