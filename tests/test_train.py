@@ -318,7 +318,7 @@ def test_captions_without_transitions_are_refused_before_features_are_extracted(
 
 def test_nothing_but_captions_and_features_reaches_training(place):
     columns = train.load_split(str(place / "data"), "train", train.COLUMNS).column_names
-    assert set(columns) == {"captions", "video_features", "caption_features", "transition_features"}
+    assert set(columns) == {"video_id", "captions", "video_features", "caption_features", "transition_features"}
 
 
 def test_a_split_or_folder_that_is_not_there(place, tmp_path):
