@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import yaml
 from accelerate.utils import broadcast_object_list
 from extract_features import ExtractArguments, extract_features
@@ -255,12 +256,32 @@ def less(values: dict[str, Any], names: set[str]) -> dict[str, Any]:
     }
 
 
-def read_own(data_args: DataArguments, config: SailConfig) -> list[dict]:
-    """The captions given beside a folder of videos; ValueError where the method has a loss that they give no column for."""
-    rows = read_annotations([data_args.captions])
-    with_transitions = any(row.get("transitions") for row in rows)
-    check_losses(config, ["caption_features"] + ["transition_features"] * with_transitions)
-    return rows
+def checked_model(
+    model_args: ModelArguments, data_args: DataArguments, training_args: SailTrainingArguments
+) -> tuple[SailForDenseVideoCaptioning, SailProcessor]:
+    """The model to train, with all that can be said before features are extracted (OSError, ValueError)."""
+    if training_args.predict_with_generate and not data_args.validation_split:
+        raise ValueError("--predict_with_generate needs --validation_split, the split that is captioned and scored.")
+    set_seed(training_args.seed)
+    model, processor = build_model(model_args)
+    if data_args.captions:
+        with_transitions = any(row.get("transitions") for row in read_annotations([data_args.captions]))
+        check_losses(model.config, ["caption_features"] + ["transition_features"] * with_transitions)
+    return model, processor
+
+
+def load_data(
+    dataset: str, data_args: DataArguments, config: SailConfig, scored: bool
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The splits to train and to evaluate on (ValueError: they do not fit the model)."""
+    train_set, validation_set = load_split(dataset, data_args.split, COLUMNS), None
+    check_losses(config, train_set.column_names)
+    check_features(train_set, config, f"{dataset}, split {data_args.split},")
+    if data_args.validation_split:
+        columns = {*COLUMNS, *REFERENCE_COLUMNS} if scored else COLUMNS
+        validation_set = load_split(dataset, data_args.validation_split, columns)
+        check_features(validation_set, config, f"{dataset}, split {data_args.validation_split},")
+    return train_set, validation_set
 
 
 def make_trainer(
@@ -271,14 +292,9 @@ def make_trainer(
     Raises:
         OSError, ValueError: something is missing, or arguments make no sense together.
     """
-    scored = training_args.predict_with_generate
-    if scored and not data_args.validation_split:
-        raise ValueError("--predict_with_generate needs --validation_split, the split that is captioned and scored.")
-    set_seed(training_args.seed)
-    model, processor = build_model(model_args)
+    model, processor = checked_model(model_args, data_args, training_args)
     dataset = data_args.dataset
     if data_args.videos:
-        read_own(data_args, model.config)
         # One process extracts; the others find its features.
         dataset = str(Path(training_args.output_dir, "features"))
         clip, num_frames = model.config.vision_config.clip, model.config.num_frames
@@ -288,13 +304,7 @@ def make_trainer(
                     [data_args.captions], data_args.videos, dataset, clip, data_args.split, num_frames=num_frames
                 )
             )
-    train_set, validation_set = load_split(dataset, data_args.split, COLUMNS), None
-    check_losses(model.config, train_set.column_names)
-    check_features(train_set, model.config, f"{dataset}, split {data_args.split},")
-    if data_args.validation_split:
-        columns = {*COLUMNS, *REFERENCE_COLUMNS} if scored else COLUMNS
-        validation_set = load_split(dataset, data_args.validation_split, columns)
-        check_features(validation_set, model.config, f"{dataset}, split {data_args.validation_split},")
+    train_set, validation_set = load_data(dataset, data_args, model.config, training_args.predict_with_generate)
     num_captions = captions_of_a_video(data_args, model.config)
     if too_many := sum(len(captions) > num_captions for captions in train_set["captions"]):
         print(f"{too_many} of {len(train_set)} videos have more than {num_captions} captions: the rest is left out.")
@@ -370,18 +380,16 @@ def describe(model_args: ModelArguments, data_args: DataArguments, training_args
     Raises:
         OSError, ValueError: as [`make_trainer`].
     """
+    model, _ = checked_model(model_args, data_args, training_args)
     if data_args.videos:
-        model, _ = build_model(model_args)
-        rows = read_own(data_args, model.config)
-        videos = find_videos(data_args.videos)
-        skipped = [row["video_id"] for row in rows if find_video(videos, row["video_id"]) is None]
-        captions = [row["captions"] for row in rows if row["video_id"] not in set(skipped)]
-        skipped = [f"{video}: no video file in {data_args.videos}" for video in skipped]
+        rows, videos = read_annotations([data_args.captions]), find_videos(data_args.videos)
+        lost = {row["video_id"] for row in rows if find_video(videos, row["video_id"]) is None}
+        captions = [row["captions"] for row in rows if row["video_id"] not in lost]
+        skipped = [f"{video}: no video file in {data_args.videos}" for video in sorted(lost)]
         source = f"{data_args.videos} and {data_args.captions} (features are still to be extracted)"
     else:
-        trainer = make_trainer(model_args, data_args, training_args)
-        model, captions = trainer.model, list(load_split(data_args.dataset, data_args.split, ["captions"])["captions"])
-        skipped = skipped_by_extraction(data_args.dataset, data_args.split)
+        train_set, _ = load_data(data_args.dataset, data_args, model.config, training_args.predict_with_generate)
+        captions, skipped = train_set["captions"], skipped_by_extraction(data_args.dataset, data_args.split)
         source = f"{data_args.dataset}, split {data_args.split}"
     if not captions:
         raise ValueError(f"{source}: not one video to train on.")

@@ -25,6 +25,8 @@ SAMPLED_ROWS = 8
 def load_split(name: str, split: str, columns: Iterable[str]) -> datasets.Dataset:
     """One split of a folder or Hub data set, with those of the columns that it has (ValueError: not those needed)."""
     data = datasets.load_dataset(name, split=split)
+    if not len(data):
+        raise ValueError(f"{name}, split {split}, has no rows.")
     if missing := {"captions", "video_features"} - set(data.column_names):
         raise ValueError(f"{name}, split {split}, lacks {sorted(missing)}; training/extract_features.py makes them.")
     return data.select_columns([column for column in columns if column in data.column_names]).with_format("numpy")
