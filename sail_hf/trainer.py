@@ -283,9 +283,10 @@ class SailTrainer(Trainer):
         if outputs.active_hinges is not None:
             self._mask_values["active_hinges"].append(outputs.active_hinges.detach())
         if outputs.event_widths is not None:
-            real = outputs.event_widths > 0
-            self._mask_values["mean_event_center"].append(outputs.event_centers.detach()[real].mean())
-            self._mask_values["mean_event_width"].append(outputs.event_widths.detach()[real].mean())
+            # Both are 0 past a video's events.
+            events = (outputs.event_widths > 0).sum()
+            self._mask_values["mean_event_center"].append(outputs.event_centers.detach().sum() / events)
+            self._mask_values["mean_event_width"].append(outputs.event_widths.detach().sum() / events)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

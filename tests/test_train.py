@@ -299,6 +299,42 @@ def test_predict_py_writes_what_evaluation_wrote(place, run, tmp_path):
         assert [event["sentence"] for event in events] == [event["sentence"] for event in expected[video]]
 
 
+@pytest.mark.parametrize("form", ["numbers", "submission"])
+def test_predict_py_takes_stored_counts(place, run, tmp_path, form):
+    counts = {"video0": 1, "video1": 3, "video2": 2, "elsewhere": 1}
+    stored = counts if form == "numbers" else {"results": {video: [{}] * n for video, n in counts.items()}}
+    (tmp_path / "counts.json").write_text(json.dumps(stored))
+    arguments = {
+        "dataset": str(place / "data"),
+        "output": tmp_path / "results.json",
+        "counts": tmp_path / "counts.json",
+    }
+    predict.predict(predict.PredictArguments(str(run), **arguments))
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert {video: len(events) for video, events in results.items()} == {"video0": 1, "video1": 3, "video2": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is not a JSON file"),
+        ("[1]", "a JSON object of video ids"),
+        ('{"video0": 0}', "at least 1 each"),
+        ('{"video0": 2, "video2": 2}', "no number for 1 of 3 videos, e.g. video1"),
+    ],
+)
+def test_counts_that_cannot_be_used_are_an_error(place, run, tmp_path, content, words):
+    (tmp_path / "counts.json").write_text(content)
+    arguments = {
+        "dataset": str(place / "data"),
+        "output": tmp_path / "results.json",
+        "counts": tmp_path / "counts.json",
+    }
+    with pytest.raises(ValueError, match=words):
+        predict.predict(predict.PredictArguments(str(run), **arguments))
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_the_pretrained_parts_are_in_the_result(place, parts, tmp_path):
     """With no step taken, the decoder's and the CLIP's weights are what the folders hold."""
     arguments = ["--output_dir", str(tmp_path), "--learning_rate", "0", "--weight_decay", "0", "--save_strategy", "no"]

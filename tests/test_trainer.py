@@ -25,8 +25,8 @@ def rows():
     return make_rows(seed=0) + make_rows(seed=1, num_frames=(8, 4, 6))
 
 
-def make_trainer(folder, processor, rows, dropout=0.0, callbacks=None, **arguments):
-    model = make_model(processor, dropout=dropout)
+def make_trainer(folder, processor, rows, dropout=0.0, callbacks=None, config=None, **arguments):
+    model = make_model(processor, dropout=dropout, **(config or {}))
     for module in model.decoder.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
