@@ -140,6 +140,12 @@ def test_another_data_set_is_not_taken_over(copy, words, tmp_path, change):
         train.main(words(copy, "--dataset", str(tmp_path / "data")))
 
 
+def test_another_decoder_of_the_same_shape_is_not_taken_over(copy, words, parts, tmp_path):
+    shutil.copytree(parts["decoder"], tmp_path / "other")
+    with pytest.raises(SystemExit, match="starts_from.decoder 'decoder' there, 'other' now"):
+        train.main(words(copy, "--decoder", str(tmp_path / "other")))
+
+
 def test_the_same_run_split_otherwise_goes_on(copy, words):
     arguments = ["--per_device_train_batch_size", "3", "--gradient_accumulation_steps", "2", "--logging_steps", "2"]
     assert train.main(words(copy, *arguments)).state.global_step == 4

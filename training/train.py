@@ -234,9 +234,14 @@ def fingerprint(trainer: SailTrainer) -> dict[str, Any]:
     args, dataset = trainer.args, trainer.train_dataset
     warped = isinstance(dataset, TimeWarped)
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    config = trainer.model.config
+    sources = {"model": trainer.model.name_or_path, "decoder": config.text_config.name_or_path}
+    sources["clip"] = config.vision_config.clip if config.vision_config else ""
     return {
-        "method": trainer.model.config.method,
-        "model": less(trainer.model.config.to_dict(), NAMES_OF_SOURCES),
+        "method": config.method,
+        "model": less(config.to_dict(), NAMES_OF_SOURCES),
+        # Less their folders, which are others on another machine.
+        "starts_from": {part: Path(name).name for part, name in sources.items()},
         "data": {
             **data_fingerprint(dataset.data if warped else dataset),
             "time_warp": dataset.strength if warped else 0,
