@@ -35,10 +35,10 @@ def caption_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None 
         labels: `(rows, L)`, -100 = no target. The first token of a row is context only.
     """
     targets = labels[:, 1:]
-    # Target positions alone become float32: a batch's padding can be most of it.
-    keep = targets != IGNORE_INDEX
-    total = F.cross_entropy(logits[:, :-1][keep].float(), targets[keep], reduction="sum")
-    return total / (keep.sum().clamp(min=1) if num_items is None else num_items)
+    # Target positions alone become float32: a batch's padding can be most of it. Found once, as the host waits for it.
+    row, place = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
+    total = F.cross_entropy(logits[row, place].float(), targets[row, place], reduction="sum")
+    return total / (max(len(row), 1) if num_items is None else num_items)
 
 
 def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
@@ -46,7 +46,8 @@ def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
 
     The average runs over T; its scale does not matter to the cosines it is used in.
     """
-    return masks.to(features.dtype) @ features / features.shape[1]
+    with torch.autocast(features.device.type, enabled=False):  # as `cosines`
+        return masks.to(features.dtype) @ features / features.shape[1]
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:

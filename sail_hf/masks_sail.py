@@ -86,8 +86,11 @@ class SailMaskGenerator(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, frames, query_mask, mask, **kwargs)
         hidden = self.norm(hidden)
-        centers = self.center_head(hidden).squeeze(-1).sigmoid()
-        widths = self.width_head(hidden).squeeze(-1).sigmoid()
+        # Under autocast too, in the weights' own type: bfloat16 has steps of 1/256 of a video.
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.to(self.center_head.weight.dtype)
+            centers = self.center_head(hidden).squeeze(-1).sigmoid()
+            widths = self.width_head(hidden).squeeze(-1).sigmoid()
         order = centers.masked_fill(~valid, torch.inf).argsort(1)
         return centers.gather(1, order) * valid, widths.gather(1, order) * valid
 

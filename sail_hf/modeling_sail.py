@@ -416,8 +416,10 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
                 if events
                 else f"`num_events` must hold a positive number for each video, found {counts}."
             )
-        features, frame_mask = self.model.prepare_features(pixel_values_videos, video_features, video_attention_mask)
-        outputs = self.model(features, None, frame_mask, num_events, events, **kwargs)
+        outputs = self.model(video_features, pixel_values_videos, video_attention_mask, num_events, events, **kwargs)
+        features, frame_mask = outputs.video_features, video_attention_mask
+        if frame_mask is None:
+            frame_mask = features.new_ones(features.shape[:2], dtype=torch.long)
         batch = len(features)
         _check_shape("full_labels", full_labels, (batch, None))
         if num_events is not None:

@@ -3,10 +3,10 @@
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # What the first stage shows the model; with these keys alone, `loss_full` is the only loss.
 CAPTIONING_KEYS = {"video_features", "pixel_values_videos", "video_attention_mask", "full_labels"}
+# Of two updates a batch, what the first and the second do not see; both see all else, hence the losses of the masks.
+NOT_IN_FIRST, NOT_IN_SECOND = {"complement_labels"}, {"full_labels", "event_labels"}
 
 
 @dataclass
@@ -36,6 +38,11 @@ class SailTrainingArguments(TrainingArguments):
         captioning_epochs (`float`, defaults to 10): first stage, whole-video captions (`loss_full`) alone.
         localization_epochs (`float`, defaults to 10): second stage, all losses of the configuration. With `max_steps`, which
             a data set without a length (streaming) needs, both numbers are shares: 10 and 10 are half of the steps each.
+        updates_per_batch (`str`, defaults to `"one"`): of the second stage. `"one"`: on the sum of all losses, as SAIL. `"two"`:
+            first on the losses of positive passes and masks, then, by the updated weights, on those of negative passes and
+            masks, as ILCACM's DeepSpeed run. `"two-summed"`: the second update still holds the gradients of the first, as
+            ILCACM's plain script, which does not clip them (`max_grad_norm` 0). A batch is all micro-batches and processes
+            of a step; what both passes compute is logged as their sum, as the loss is.
         predict_with_generate (`bool`, defaults to `False`): evaluation also captions its data set and scores the captions
             with [`DenseVideoCaptioningMetric`]: `eval_f1`, `eval_cider`, `eval_lift`, ..., for `metric_for_best_model="f1"`.
             Its rows need `video_id`, `duration` (seconds), `video_features`, `captions` and `timestamps` (seconds) or
@@ -46,12 +53,13 @@ class SailTrainingArguments(TrainingArguments):
 
     Other defaults than `TrainingArguments`': `learning_rate` 1e-4, `per_device_train_batch_size` 8, `adam_beta2` 0.99,
     `weight_decay` 0.01, `lr_scheduler_type` cosine, `warmup_steps` 0.05 (of all steps), `remove_unused_columns` False (the
-    collator reads nested columns), `prediction_loss_only` True, `accelerator_config` `{"dispatch_batches": False}` (batches
+    collator reads nested columns), `prediction_loss_only` True, `logging_nan_inf_filter` False (a loss that is not finite stops
+    training), `ddp_timeout` 86400 s (processes wait for the one that extracts features or scores captions), `accelerator_config` `{"dispatch_batches": False}` (batches
     for several processes are padded to different lengths, which one process could only dispatch with `split_batches`).
     `num_train_epochs` is the sum of both stages.
 
     Raises:
-        ValueError: negative epochs, or `num_train_epochs` other than their sum.
+        ValueError: negative epochs, another word for `updates_per_batch`, or `num_train_epochs` other than their sum.
     """
 
     captioning_epochs: float = field(
@@ -59,6 +67,9 @@ class SailTrainingArguments(TrainingArguments):
     )
     localization_epochs: float = field(
         default=10, metadata={"help": "Epochs of the second stage (all losses); its share of max_steps."}
+    )
+    updates_per_batch: Literal["one", "two", "two-summed"] = field(
+        default="one", metadata={"help": "Updates a batch in the second stage: one, or two as in ILCACM's code."}
     )
     predict_with_generate: bool = field(
         default=False, metadata={"help": "Evaluation also captions its data set and scores the captions."}
@@ -75,10 +86,16 @@ class SailTrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=0.05, metadata={"help": "Share of all steps (below 1), or their number."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads nested columns."})
     prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation gives the loss."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite stops training."})
+    ddp_timeout: int = field(default=86400, metadata={"help": "Seconds that processes wait for each other."})
 
     def __post_init__(self):
         if self.captioning_epochs < 0 or self.localization_epochs < 0:
             raise ValueError("`captioning_epochs` and `localization_epochs` must not be negative.")
+        if self.updates_per_batch not in (ways := ("one", "two", "two-summed")):
+            raise ValueError(
+                f"`updates_per_batch` must be one of {', '.join(ways)}, found {self.updates_per_batch!r}."
+            )
         epochs = self.captioning_epochs + self.localization_epochs
         if self.num_train_epochs is not None and not math.isclose(self.num_train_epochs, epochs):
             raise ValueError(
@@ -109,12 +126,38 @@ class StageCheck(TrainerCallback):
                 )
 
 
+class NamedBatches:
+    """A collator whose batches hold their rows' `video_id` where rows have one: `"video_ids"`, `(B, 64)` bytes of UTF-8.
+
+    As a tensor, ids are sliced and gathered with the rest of a batch; the trainer takes them out again.
+    """
+
+    def __init__(self, collate: Callable[[Sequence[dict[str, Any]]], dict[str, torch.Tensor]]):
+        self.collate = collate
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.collate(rows)
+        if "video_id" not in rows[0]:
+            return batch
+        ids = [str(row["video_id"]).encode()[:64].ljust(64, b"\0") for row in rows]
+        return {**batch, "video_ids": torch.tensor([list(text) for text in ids], dtype=torch.uint8)}
+
+
+def names_of(video_ids: torch.Tensor | None) -> str:
+    """The ids of a batch of [`NamedBatches`], for a message."""
+    if video_ids is None:
+        return "unknown (the rows have no `video_id`)"
+    return ", ".join(bytes(row).rstrip(b"\0").decode(errors="replace") for row in video_ids.tolist())
+
+
 class SailTrainer(Trainer):
     """`Trainer` that shows the model whole-video captions alone in the first stage, and everything in the second.
 
     The stage follows from the step, so a run resumed from any checkpoint goes on in the right one. Losses are normalised by
     the whole optimiser step's tokens and videos over micro-batches and processes: gradient accumulation and several devices
     give the gradients of one large batch. Every part of the loss is logged as that large batch would give it.
+
+    A loss that is not finite stops training, and weights that are not finite are not saved (FloatingPointError).
     """
 
     args: SailTrainingArguments
@@ -135,6 +178,9 @@ class SailTrainer(Trainer):
         # Since the last log: sums of each loss by step, and of what describes the masks the values of the micro-batches.
         self._loss_sums: dict[str, Counter] = defaultdict(Counter)
         self._mask_values: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.data_collator = NamedBatches(self.data_collator)
+        # Of two updates a batch: what the second is still to see.
+        self._micro_batches: list[dict[str, Any]] = []
 
     @property
     def in_captioning_stage(self) -> bool:
@@ -143,7 +189,7 @@ class SailTrainer(Trainer):
     def _stage_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         if not self.model.training or not self.in_captioning_stage:
             return inputs
-        return {name: value for name, value in inputs.items() if name in CAPTIONING_KEYS}
+        return without(inputs, inputs.keys() - CAPTIONING_KEYS)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> dict[str, torch.Tensor] | None:
         """What each loss averages over, summed over the micro-batches and processes of one optimiser step."""
@@ -163,16 +209,69 @@ class SailTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: dict[str, torch.Tensor] | None = None,
     ):
+        inputs = dict(inputs)
+        video_ids = inputs.pop("video_ids", None)
         outputs: SailOutput = model(**self._stage_inputs(inputs), num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
         if loss is None:
             raise ValueError(f"The batch has no labels that give a loss; it holds {', '.join(inputs)}.")
         if model.training:
+            if not loss.isfinite():
+                self._stop_at(outputs, video_ids)
             self._record(outputs)
         if num_items_in_batch is not None:
             # Processes average their gradients, but each already divides by the count of all of them.
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: dict[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """As `Trainer`'s; with two updates a batch, the first is made here, and `Trainer` makes the second."""
+        if self.args.updates_per_batch == "one" or self.in_captioning_stage:
+            return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, without(inputs, NOT_IN_FIRST), num_items_in_batch)
+        self._micro_batches.append(inputs)
+        if not self.accelerator.sync_gradients:
+            return loss
+        if self.args.max_grad_norm > 0:
+            self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+        if self.args.updates_per_batch == "two":
+            self.optimizer.zero_grad()
+        while self._micro_batches:
+            inputs, hidden, counts = self._micro_batches.pop(0), NOT_IN_SECOND, num_items_in_batch
+            if inputs["num_events"].max() < 2:
+                # No video has a loss of this update, which other processes may have: the first's, divided to nothing.
+                hidden, counts = NOT_IN_FIRST, dict.fromkeys((loss.average for loss in LOSSES), torch.inf)
+            loss = loss + super().training_step(model, without(inputs, hidden), counts)
+        return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As `Trainer`'s.
+
+        Raises:
+            FloatingPointError: a weight is not finite; nothing is written.
+        """
+        broken = [name for name, weight in self.model.named_parameters() if not weight.isfinite().all()]
+        if broken:
+            raise FloatingPointError(
+                f"Not saved: {len(broken)} weights are not finite, e.g. {broken[0]}. What was saved before is as it was: go on "
+                "from there with a smaller `learning_rate`."
+            )
+        super().save_model(output_dir, _internal_call)
+
+    def _stop_at(self, outputs: SailOutput, video_ids: torch.Tensor | None) -> None:
+        parts = {loss.name: outputs.get(f"loss_{loss.name}") for loss in LOSSES}
+        broken = [name for name, part in parts.items() if part is not None and not part.isfinite()]
+        raise FloatingPointError(
+            f"Training stopped at step {self.state.global_step}: the loss is not finite ({', '.join(broken)}). Look at the "
+            f"features and captions of the batch's videos: {names_of(video_ids)}; if these are in order, train with a smaller "
+            "`learning_rate`."
+        )
 
     # --- Logging --------------------------------------------------------------------------------------------------
 
@@ -184,9 +283,10 @@ class SailTrainer(Trainer):
         if outputs.active_hinges is not None:
             self._mask_values["active_hinges"].append(outputs.active_hinges.detach())
         if outputs.event_widths is not None:
-            real = outputs.event_widths > 0
-            self._mask_values["mean_event_center"].append(outputs.event_centers.detach()[real].mean())
-            self._mask_values["mean_event_width"].append(outputs.event_widths.detach()[real].mean())
+            # Both are 0 past a video's events.
+            events = (outputs.event_widths > 0).sum()
+            self._mask_values["mean_event_center"].append(outputs.event_centers.detach().sum() / events)
+            self._mask_values["mean_event_width"].append(outputs.event_widths.detach().sum() / events)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -273,6 +373,11 @@ class SailTrainer(Trainer):
                 find_java_tools()
 
 
+def without(inputs: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """A batch less some of what it holds."""
+    return {name: value for name, value in inputs.items() if name not in names}
+
+
 def scored_references(dataset: Dataset | Sequence[dict]) -> dict[str, list[dict[str, Any]]]:
     """Reference sets of a data set's rows by video id.
 
@@ -303,7 +408,11 @@ def scored_references(dataset: Dataset | Sequence[dict]) -> dict[str, list[dict[
 
 
 def caption_dataset(
-    model: SailForDenseVideoCaptioning, processor: SailProcessor, data: Dataset | Sequence[dict], batch_size: int = 8
+    model: SailForDenseVideoCaptioning,
+    processor: SailProcessor,
+    data: Dataset | Sequence[dict],
+    batch_size: int = 8,
+    counts: dict[str, int] | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Events of every row: video id -> the pipeline's output form.
 
@@ -311,6 +420,7 @@ def caption_dataset(
         model: in evaluation mode, on the device that captions.
         data: rows with `video_id`, `duration` in seconds and `video_features` `(T, D)`; a `datasets.Dataset` is read
             fastest with the format "numpy".
+        counts: number of events by video id. Defaults to the model's own count.
     """
 
     def collate(rows: list[dict]) -> dict[str, Any]:
@@ -327,6 +437,8 @@ def caption_dataset(
     with tqdm(total=len(data), desc="Captioning", unit="video") as progress:
         for batch in DataLoader(data, batch_size=batch_size, collate_fn=collate):
             ids, durations = batch.pop("ids"), batch.pop("durations")
+            if counts is not None:
+                batch["num_events"] = torch.tensor([counts[video] for video in ids])
             inputs = {name: value.to(model.device) for name, value in batch.items()}
             outputs = model.generate(**inputs, tokenizer=processor.tokenizer)
             results.update(zip(ids, processor.post_process_dense_captioning(outputs, durations), strict=True))

@@ -77,7 +77,9 @@ def reference(shared):
 
 @pytest.fixture(scope="module")
 def converted(reference):
-    return convert(fill(reference["meta"]["parameter_shapes"]))
+    model = convert(fill(reference["meta"]["parameter_shapes"]))
+    model.config.joint_full_loss_weight = 1.0  # whose numbers are given too
+    return model
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["32-frames", "fewer-frames"])
@@ -192,6 +194,7 @@ def small_numbers(model):
         },
         {"full_labels": [1, 2, 9, 10], "event_labels": [[2, 3, 9, 10]], "complement_labels": [[]]},
     ]
+    model.config.joint_full_loss_weight = 1.0
     with torch.no_grad():
         output = model(features, video_attention_mask=mask, **collate_labels(labels))
     names = ["event_centers", "event_widths", "event_masks"]
@@ -233,9 +236,10 @@ def test_the_command_line(small_checkpoint, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert run.returncode == 0, run.stderr
-    assert str(output) in run.stdout
+    assert str(output) in run.stdout and "predict.py --counts" in run.stdout
     assert_small_numbers(SailForDenseVideoCaptioning.from_pretrained(output))
-    assert SailProcessor.from_pretrained(output).video_processor.num_frames == FRAMES
+    processor = SailProcessor.from_pretrained(output)
+    assert (processor.video_processor.num_frames, processor.sentence_form) == (FRAMES, "ilcacm")
 
 
 @pytest.mark.parametrize(
@@ -283,13 +287,16 @@ def test_a_wrong_file_is_one_line(tmp_path, monkeypatch, capsys, content, words)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_converted_method_is_ilcacms():
+def test_going_on_with_a_converted_model_is_ilcacms_training():
     model = convert(fill(small_shapes()))
-    assert (model.config.method, model.config.diversity_loss_weight, model.config.similarity_loss_weight) == (
-        "ilcacm",
+    config = model.config
+    assert (config.method, config.diversity_loss_weight, config.similarity_loss_weight) == ("ilcacm", 1.0, 0.0)
+    assert (config.position_initializer_range, config.mask_input_dropout, config.joint_full_loss_weight) == (
         1.0,
-        0.0,
+        0.1,
+        0,
     )
+    assert model.model.mask_generator.dropout.p == 0.1
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 

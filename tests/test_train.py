@@ -13,8 +13,8 @@ import pytest
 import torch
 import train
 import yaml
-from datasets import Array2D, Dataset, Features, List, Value
 from tiny import make_rows
+from training_place import make_place, write_split
 from transformers import GPT2LMHeadModel, pipeline
 
 from sail_hf import SailForDenseVideoCaptioning, SailProcessor
@@ -22,66 +22,11 @@ from sail_hf.clip_sail import load_clip
 
 ROOT = Path(__file__).parents[1]
 LOCALIZATION = {"loss_full", "loss_positive", "loss_negative", "loss_similarity", "loss_augmentation"}
-FEATURES = Features(
-    {
-        "video_id": Value("string"),
-        "duration": Value("float64"),
-        "captions": List(Value("string")),
-        "timestamps": List(List(Value("float64"))),
-        "video_features": Array2D((8, 24), "float16"),
-        "caption_features": Array2D((None, 24), "float16"),
-        "transition_features": List(List(Value("float16"))),
-    }
-)
-
-
-def write_split(folder: Path, split: str, rows: list[dict], leave_out: tuple[str, ...] = (), time=np.nan) -> None:
-    """Rows as Parquet, by default with time stamps that would crash whoever computed with them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table = [
-        {
-            "video_id": f"video{i}",
-            "duration": 10.0,
-            "timestamps": [[i * time, (i + 1) * time] for i in range(len(row["captions"]))],
-            **{name: value if name == "captions" else value.half().numpy() for name, value in row.items()},
-        }
-        for i, row in enumerate(rows)
-    ]
-    data = Dataset.from_list(table, features=FEATURES).remove_columns(list(leave_out))
-    data.to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, parts) -> Path:
-    """A folder with a data set of 15 videos (3 for validation), and a YAML file."""
-    folder = tmp_path_factory.mktemp("train")
-    write_split(folder / "data", "train", [row for seed in range(4) for row in make_rows(seed)])
-    write_split(folder / "data", "validation", make_rows(9), time=3.0)
-    fields = {
-        **parts,
-        "dataset": str(folder / "data"),
-        "num_frames": 8,
-        "num_queries": 4,
-        "model_config": {
-            "dropout": 0,
-            "encoder_layers": 1,
-            "encoder_ffn_dim": 32,
-            "attention_head_dim": 8,
-            "mask_decoder_ffn_dim": 32,
-        },
-        "generation_config": {"num_beams": 1, "max_new_tokens": 6, "full_max_new_tokens": 9},
-        "captioning_epochs": 1,
-        "localization_epochs": 1,
-        "per_device_train_batch_size": 6,
-        "learning_rate": 0.01,
-        "logging_steps": 1,
-        "save_strategy": "epoch",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(fields))
-    return folder
+    return make_place(tmp_path_factory.mktemp("train"), parts)
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +263,7 @@ def test_captions_without_transitions_are_refused_before_features_are_extracted(
 
 def test_nothing_but_captions_and_features_reaches_training(place):
     columns = train.load_split(str(place / "data"), "train", train.COLUMNS).column_names
-    assert set(columns) == {"captions", "video_features", "caption_features", "transition_features"}
+    assert set(columns) == {"video_id", "captions", "video_features", "caption_features", "transition_features"}
 
 
 def test_a_split_or_folder_that_is_not_there(place, tmp_path):
@@ -354,6 +299,42 @@ def test_predict_py_writes_what_evaluation_wrote(place, run, tmp_path):
         assert [event["sentence"] for event in events] == [event["sentence"] for event in expected[video]]
 
 
+@pytest.mark.parametrize("form", ["numbers", "submission"])
+def test_predict_py_takes_stored_counts(place, run, tmp_path, form):
+    counts = {"video0": 1, "video1": 3, "video2": 2, "elsewhere": 1}
+    stored = counts if form == "numbers" else {"results": {video: [{}] * n for video, n in counts.items()}}
+    (tmp_path / "counts.json").write_text(json.dumps(stored))
+    arguments = {
+        "dataset": str(place / "data"),
+        "output": tmp_path / "results.json",
+        "counts": tmp_path / "counts.json",
+    }
+    predict.predict(predict.PredictArguments(str(run), **arguments))
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert {video: len(events) for video, events in results.items()} == {"video0": 1, "video1": 3, "video2": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is not a JSON file"),
+        ("[1]", "a JSON object of video ids"),
+        ('{"video0": 0}', "at least 1 each"),
+        ('{"video0": 2, "video2": 2}', "no number for 1 of 3 videos, e.g. video1"),
+    ],
+)
+def test_counts_that_cannot_be_used_are_an_error(place, run, tmp_path, content, words):
+    (tmp_path / "counts.json").write_text(content)
+    arguments = {
+        "dataset": str(place / "data"),
+        "output": tmp_path / "results.json",
+        "counts": tmp_path / "counts.json",
+    }
+    with pytest.raises(ValueError, match=words):
+        predict.predict(predict.PredictArguments(str(run), **arguments))
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_the_pretrained_parts_are_in_the_result(place, parts, tmp_path):
     """With no step taken, the decoder's and the CLIP's weights are what the folders hold."""
     arguments = ["--output_dir", str(tmp_path), "--learning_rate", "0", "--weight_decay", "0", "--save_strategy", "no"]
@@ -379,10 +360,6 @@ def test_a_run_that_was_cut_off_goes_on(place, run, tmp_path):
     trainer = train.main([str(place / "tiny.yaml"), "--output_dir", str(output)])
     assert trainer.state.global_step == 4
     assert_same_run(output, run)
-    # From the beginning, if that is asked for.
-    arguments = ["--output_dir", str(output), "--resume", "false", "--captioning_epochs", "0"]
-    again = train.main([str(place / "tiny.yaml"), *arguments])
-    assert again.state.global_step == 2
 
 
 def test_two_processes_give_the_single_process_run(place, run):
@@ -414,12 +391,19 @@ def test_two_processes_give_the_single_process_run(place, run):
 def test_time_warp_keeps_frames_in_order_and_leaves_the_rest_alone():
     row = {"captions": ["A.", "B."], "video_features": np.arange(20, dtype=np.float32)[:, None]}
     warped = train.TimeWarped([row], strength=0.7)
-    torch.manual_seed(0)
-    draws = [warped[0] for _ in range(20)]
+    draws = []
+    for epoch in range(20):
+        warped.epoch.fill_(epoch)
+        draws.append(warped[0])
     for draw in draws:
         frames = draw["video_features"][:, 0]
         assert len(frames) == 20 and frames[0] == 0 and frames[-1] == 19
         assert (np.diff(frames) >= 0).all()
         assert draw["captions"] == row["captions"]
     assert len({tuple(draw["video_features"][:, 0]) for draw in draws}) > 10
+    # Drawn by epoch, row and seed, whatever was drawn before.
+    warped.epoch.fill_(3)
+    again, other = warped[0]["video_features"], train.TimeWarped([row], strength=0.7, seed=1)
+    other.epoch.fill_(3)
+    assert (again == draws[3]["video_features"]).all() and (other[0]["video_features"] != again).any()
     assert (train.TimeWarped([row], strength=0.0)[0]["video_features"] == row["video_features"]).all()

@@ -25,8 +25,8 @@ def rows():
     return make_rows(seed=0) + make_rows(seed=1, num_frames=(8, 4, 6))
 
 
-def make_trainer(folder, processor, rows, dropout=0.0, callbacks=None, **arguments):
-    model = make_model(processor, dropout=dropout)
+def make_trainer(folder, processor, rows, dropout=0.0, callbacks=None, config=None, **arguments):
+    model = make_model(processor, dropout=dropout, **(config or {}))
     for module in model.decoder.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
@@ -90,6 +90,8 @@ def test_the_defaults_are_the_papers(tmp_path):
     assert (args.per_device_train_batch_size, args.max_grad_norm) == (8, 1.0)
     assert (args.lr_scheduler_type, args.get_warmup_steps(1000)) == ("cosine", 50)
     assert args.remove_unused_columns is False
+    # Extraction takes hours, and a filter would hide a loss that is not finite.
+    assert args.ddp_timeout_delta.days == 1 and args.logging_nan_inf_filter is False
 
 
 @pytest.mark.parametrize("name", ["captioning_epochs", "localization_epochs"])

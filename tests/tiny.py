@@ -44,13 +44,14 @@ def make_tokenizer(corpus: list[str] | None = None) -> PreTrainedTokenizerFast:
     return SailProcessor.prepare_tokenizer(fast)
 
 
-def make_clip(folder: Path) -> SailClip:
+def make_clip(folder: Path, embed_dim: int = 24) -> SailClip:
     """A tiny random CLIP, saved as an open_clip folder and loaded from it."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(1)
-    model = open_clip.CLIP(**CLIP_CFG)
+    model_cfg = {**CLIP_CFG, "embed_dim": embed_dim}
+    model = open_clip.CLIP(**model_cfg)
     preprocess = {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic"}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP_CFG, "preprocess_cfg": preprocess}))
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": preprocess}))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return load_clip(str(folder))
 

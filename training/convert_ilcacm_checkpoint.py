@@ -35,6 +35,8 @@ RENAMES = [
     (r"(?<=\.)linear1\.", "mlp.fc1."),
     (r"(?<=\.)linear2\.", "mlp.fc2."),
 ]
+# What ILCACM's code does where SAIL does otherwise, so that going on with training is ILCACM's.
+AS_ILCACM = {"position_initializer_range": 1.0, "mask_input_dropout": 0.1, "joint_full_loss_weight": 0.0}
 # GPT-2's causal masks, which transformers no longer keeps in checkpoints.
 DROPPED = re.compile(r"\.attn\.(bias|masked_bias)$")
 
@@ -93,6 +95,7 @@ def config_of(state: dict[str, torch.Tensor], attention_heads: int = 12) -> Sail
         attention_head_dim=width // attention_heads,
         mask_decoder_layers=layers(r"mask_decoder\.layers\.(\d+)\."),
         mask_decoder_ffn_dim=len(state["localizer.mask_decoder.layers.0.linear1.weight"]),
+        **AS_ILCACM,
     )
 
 
@@ -142,11 +145,17 @@ def main() -> None:
             parser.error(str(error))
         video_processor = SailVideoProcessor.from_vision_config(clip.vision_config, model.config.num_frames)
     processor = SailProcessor(
-        video_processor, SailProcessor.prepare_tokenizer(AutoTokenizer.from_pretrained(args.tokenizer))
+        video_processor,
+        SailProcessor.prepare_tokenizer(AutoTokenizer.from_pretrained(args.tokenizer)),
+        sentence_form="ilcacm",
     )
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
-    print(f"Wrote {args.output}: {sum(p.numel() for p in model.parameters()):,} parameters.")
+    print(
+        f"Wrote {args.output}: {sum(p.numel() for p in model.parameters()):,} parameters.\n"
+        "ILCACM's second stage forgets how to count events: it takes stored counts, which `predict.py --counts FILE` does "
+        "too (JSON of video id and number, or what predict.py wrote with a checkpoint of the first stage)."
+    )
 
 
 if __name__ == "__main__":
