@@ -62,6 +62,7 @@ class FileSource:
 
     def inputs(self, key: str) -> list[str]:
         features, _ = self.read(key)
+        self.num_normalised += is_normalised(self.stored.read(key))
         return [hashlib.sha256(features.numpy().tobytes()).hexdigest(), str(tuple(features.shape))]
 
     def read(self, key: str) -> tuple[torch.Tensor, None]:
@@ -73,7 +74,6 @@ class FileSource:
         return resample_features(features, self.num_frames), None
 
     def features(self, features: torch.Tensor) -> torch.Tensor:
-        self.num_normalised += is_normalised(features)
         return features
 
 
@@ -188,9 +188,9 @@ def short_video(row: dict, video: Any, duration: float | None) -> str | None:
     return f"  note: {video} lasts {duration:.1f} s, its captions are for {stated:.1f} s"
 
 
-def is_normalised(features: torch.Tensor) -> bool:
+def is_normalised(features: np.ndarray) -> bool:
     """Whether features `(n, D)` were scaled to length 1, which CLIP's own are not."""
-    return bool(((features.float().norm(dim=1) - 1).abs() < _NORM_TOLERANCE).all())
+    return bool((np.abs(np.linalg.norm(features, axis=1) - 1) < _NORM_TOLERANCE).all())
 
 
 def ahead(function: Callable, items: Iterable, num_workers: int) -> Iterator[tuple]:

@@ -71,8 +71,8 @@ class StoredFeatures:
         """
         try:
             parts = [_array(read()) for read in self._parts[key]]
-        except UnpicklingError as error:
-            raise ValueError(f"its file holds more than tensors: {_first_line(error)}") from None
+        except UnpicklingError:
+            raise ValueError("its file holds more than tensors, or is damaged: it is not read") from None
         except ValueError:
             raise
         except Exception as error:  # whatever a library says of a damaged file
@@ -115,8 +115,8 @@ def _of_folder(folder: Path) -> Iterator[tuple[str, Reader]]:
 def _of_file(path: Path) -> Iterator[tuple[str, Reader]]:
     try:
         arrays = open_arrays(path)
-    except UnpicklingError as error:
-        raise ValueError(f"{path} holds more than tensors, and is not read: {_first_line(error)}") from None
+    except UnpicklingError:  # whose text advises to run what the file holds
+        raise ValueError(f"{path} holds more than tensors, or is damaged: it is not read") from None
     except Exception as error:  # whatever a library says of a damaged file
         raise ValueError(f"{path} cannot be read: {_first_line(error)}") from error
     return ((name or path.stem, read) for name, read in arrays.items())
