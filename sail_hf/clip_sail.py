@@ -163,7 +163,7 @@ def load_clip(name: str, pretrained: str = "openai") -> SailClip:
         pretrained: open_clip's tag of the weights, for a plain model name only. Defaults to OpenAI's.
 
     Raises:
-        ValueError: no such model, tag or folder; a configuration that asks for more than towers and a tokenizer; or a
+        ValueError: no such model, tag or folder; a tag for what brings its own weights; a configuration that asks for more than towers and a tokenizer; or a
             CLIP whose frames are padded to a square.
         OSError: the weights could not be downloaded.
     """
@@ -172,6 +172,8 @@ def load_clip(name: str, pretrained: str = "openai") -> SailClip:
     source = f"local-dir:{name}" if Path(name).is_dir() else name
     folder = source.removeprefix("local-dir:") if source.startswith("local-dir:") else None
     options = {}
+    if pretrained != "openai" and (folder or source.startswith("hf-hub:")):
+        raise ValueError(f"The CLIP {name!r} brings its own weights: leave out {pretrained!r}, a tag of open_clip's.")
     if source.startswith("hf-hub:"):
         check_clip_name(source)
     elif folder is None:
@@ -211,6 +213,7 @@ def load_clip(name: str, pretrained: str = "openai") -> SailClip:
         raise ValueError(f"The CLIP {name!r} resizes frames by {resize_mode!r}; expected 'shortest' or 'squash'.")
     vision_config = SailVisionConfig(
         clip=name,
+        pretrained=pretrained,
         model_cfg=model_cfg,
         image_size=size if isinstance(size, int) else size[0],
         image_mean=list(preprocess["mean"]),

@@ -54,6 +54,8 @@ class SailVisionConfig(PreTrainedConfig):
 
     clip (`str`, defaults to `"ViT-L-14"`):
         Name that [`load_clip`] loads the same CLIP by.
+    pretrained (`str`, defaults to `"openai"`):
+        open_clip's tag of its weights, where `clip` is a plain name of open_clip.
     model_cfg (`dict`):
         open_clip's own description of the towers (`embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`, ...).
     image_size (`int`, defaults to 224), image_mean, image_std (`list[float]`):
@@ -70,6 +72,7 @@ class SailVisionConfig(PreTrainedConfig):
     base_config_key = "vision_config"
 
     clip: str = "ViT-L-14"
+    pretrained: str = "openai"
     model_cfg: dict | None = None
     image_size: int = 224
     image_mean: list[float] | tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)

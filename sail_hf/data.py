@@ -80,6 +80,26 @@ def find_video(videos: dict[str, Path], video_id: str) -> Path | None:
     return None
 
 
+# --- Features of a data set ----------------------------------------------------------------------------------------
+
+
+def feature_shape(dataset: Any) -> tuple[int, int]:
+    """T, the frames of a video, and D, the size of their features, in a `datasets.Dataset` with `video_features`.
+
+    Raises:
+        ValueError: it has no such column, or no row to tell by.
+    """
+    if "video_features" not in dataset.column_names:
+        raise ValueError(f"expected the column video_features, found {', '.join(sorted(dataset.column_names))}")
+    shape = getattr(dataset.features["video_features"], "shape", (None, None))
+    if None in shape:
+        if not len(dataset):
+            raise ValueError("expected at least one row with video_features, found none")
+        features = dataset.select([0]).with_format(None)[0]["video_features"]
+        shape = len(features), len(features[0])
+    return shape
+
+
 # --- References and submissions -----------------------------------------------------------------------------------
 
 
@@ -101,9 +121,10 @@ def read_predictions(path: str | Path) -> dict[str, list[dict[str, Any]]]:
     from .metric import checked_prediction  # slow to import
 
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_object)
     except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
+        is_other = isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))
+        raise ValueError(f"{path} {'is not a JSON file' if is_other else 'cannot be used'}: {error}") from None
     results = content.get("results") if isinstance(content, dict) else None
     if not isinstance(results, dict):
         found = f"the keys {list(content)[:5]}" if isinstance(content, dict) else f"a {type(content).__name__}"
@@ -349,6 +370,12 @@ def _from_csv(path: Path) -> Iterator[tuple[str, dict]]:
             raise ValueError(f"{path}: expected the columns video and caption, found {', '.join(columns) or 'none'}")
         records = [(f"line {reader.line_num}", record) for record in reader]
     for where, record in records:
+        if surplus := record.pop(None, None):
+            found = len(columns) + len(surplus)
+            raise ValueError(
+                f"{path}: {where}: expected {len(columns)} fields, found {found}, the last of them {surplus[-1]!r}: a caption "
+                'with a comma stands in quotes ("A dog, brown.")'
+            )
         for column in ("start", "end", "duration"):
             text = (record.get(column) or "").strip()
             try:

@@ -35,6 +35,35 @@ def check_clip_name(name: str) -> None:
             raise ValueError(f"{name} is no folder, no model of open_clip and not of the form hf-hub:org/name.")
 
 
+def check_dataset_name(name: str) -> None:
+    """Raise ValueError where `name` is no folder, and no data set that is stored here or that the Hub knows."""
+    if Path(name).is_dir():
+        return
+    from datasets import config
+    from huggingface_hub import HfApi, constants
+
+    _check_form(name)
+    if (Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():
+        return
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("the Hub is switched off (HF_HUB_OFFLINE)")
+        HfApi().dataset_info(name, timeout=_SECONDS)
+    except Exception as error:  # of the Hub or of the connection: there is no data set of that name
+        raise ValueError(
+            f"{name} is no folder, and no data set of that name could be loaded: {_line(error)}"
+        ) from error
+
+
+def _check_form(name: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise ValueError(f"{name} is no folder, and no name of the form org/name.")
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def hub_file(name: str, file: str) -> Path:
     """A small file of a model on the Hub: the one stored here, or else fetched at once or not at all.
 
@@ -43,8 +72,7 @@ def hub_file(name: str, file: str) -> Path:
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise ValueError(f"{name} is no folder, and no name of the form org/name.")
+    _check_form(name)
     if isinstance(path := try_to_load_from_cache(name, file), str):
         return Path(path)
     try:
@@ -53,5 +81,4 @@ def hub_file(name: str, file: str) -> Path:
             get_hf_file_metadata(hf_hub_url(name, file), timeout=_SECONDS)
         return Path(hf_hub_download(name, file))
     except Exception as error:  # of the Hub, of the connection, of the disk: there is no model of that name
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{name} is no folder, and no model of that name could be loaded: {reason}") from error
+        raise ValueError(f"{name} is no folder, and no model of that name could be loaded: {_line(error)}") from error

@@ -175,7 +175,7 @@ class SailModel(SailPreTrainedModel):
     def _load_text_tower(self) -> nn.Module:
         name = self.config.vision_config.clip
         try:
-            clip = load_clip(name).model
+            clip = load_clip(name, self.config.vision_config.pretrained).model
         except (ValueError, OSError) as error:
             raise ValueError(
                 "This model was saved without CLIP's text tower, which aligning captions to frames needs, and its CLIP "

@@ -7,11 +7,13 @@ from numbers import Integral, Real
 from types import GeneratorType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
 from .clip_sail import check_captions, frame_times
+from .video_processing_sail import resample_features
 from .video_reading import open_video, uniform_times
 
 # What goes with captions that are there already; the other options say how sentences are generated.
@@ -28,12 +30,14 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
     pipe(array, fps=25)
     pipe("long.mp4", chunk_length_s=120, stride_length_s=10)
     pipe("video.mp4", captions=["A man ...", "He ..."])  # these captions, with their times
+    pipe({"video_features": features, "duration": 42.0})  # stored features, such as a data set's rows hold
     ```
 
     Parameters of the call:
         videos: a video, or a list, tuple, iterator or data set of them. A video is a path, URL, bytes, file object,
             `uint8` array or tensor `(T, H, W, 3)` / `(T, 3, H, W)` with `fps`, list of PIL images with `fps`, or
-            torchcodec decoder.
+            torchcodec decoder. In its place, a row of stored features: a dictionary with `video_features` `(L, D)`, of
+            frames spread evenly over the video, and its `duration` in seconds; other entries are not looked at.
         captions (*optional*): sentences that are there already, to be given times: a list for the video, or one for
             each of several videos. Nothing is generated then. See [`SailClip.align`].
 
@@ -135,9 +139,16 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         """Pieces of a video: `num_frames` frames of each chunk that is captioned, then as many at a time of those that
         captions are aligned with. The last piece is padded, so that all are of one shape, whatever fills a batch."""
         captions = None
-        if isinstance(video, dict) and "captions" in video:
+        if isinstance(video, dict) and video.keys() == {"video", "captions"}:
             video, captions = video["video"], video["captions"]
             check_captions(captions)
+        if isinstance(video, dict) and "video_features" in video:
+            reading = {"fps": fps, "chunk_length_s": chunk_length_s, "frames_per_second": frames_per_second}
+            if refused := [name for name, value in reading.items() if value is not None]:
+                raise ValueError(f"A row of stored features has no video to read: leave out {', '.join(refused)}.")
+            yield from self._stored_pieces(video, captions)
+            return
+        if captions:
             frames_per_second = frames_per_second or 2.0
         elif self.model.resolve_generation_config(**generation).localization != "alignment":
             given = {"frames_per_second": frames_per_second, **generation}
@@ -166,18 +177,45 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
                     "is_last": torch.tensor([index == len(pieces) - 1]),
                 }
 
+    def _stored_pieces(self, row: dict[str, Any], captions: list[str] | None) -> Iterator[dict[str, Any]]:
+        """The pieces of a row of stored features: resampled to be captioned, or as they are for captions to align."""
+        size, (features, duration) = self.processor.video_processor.num_frames, self._stored_features(row)
+        parts = features.split(size) if captions else [resample_features(features, size)]
+        for index, part in enumerate(parts):
+            yield {
+                "video_features": torch.cat([part, part.new_zeros(size - len(part), part.shape[1])])[None],
+                "num_frames": torch.tensor([len(part)]),
+                "is_chunk": torch.tensor([captions is None]),
+                "bounds": (0.0, duration) if captions else chunk_bounds(duration, None, None)[0],
+                "captions": captions,
+                "is_last": torch.tensor([index == len(parts) - 1]),
+            }
+
+    def _stored_features(self, row: dict[str, Any]) -> tuple[torch.Tensor, float]:
+        features, duration = row["video_features"], row.get("duration")
+        features = torch.as_tensor(features if isinstance(features, torch.Tensor) else np.asarray(features)).float()
+        features, size = features.cpu(), self.model.config.feature_size
+        if features.ndim != 2 or not len(features) or features.shape[1] != size:
+            raise ValueError(f"`video_features` must be of shape (L, {size}), found {tuple(features.shape)}.")
+        if not features.isfinite().all():
+            raise ValueError("`video_features` must be finite, found NaN or infinity: extract them anew.")
+        if not isinstance(duration, Real) or not 0 < duration < math.inf:
+            raise ValueError(f"A row of stored features needs the video's `duration` in seconds, found {duration!r}.")
+        return features, float(duration)
+
     def _forward(self, inputs: dict[str, Any], num_events: int | None = None, **generation):
-        pixels, is_chunk = inputs["pixel_values_videos"], inputs["is_chunk"].cpu()
+        kind = "video_features" if "video_features" in inputs else "pixel_values_videos"
+        frames, is_chunk = inputs[kind], inputs["is_chunk"].cpu()
         # What is no tensor comes as a list in a batch, and as it is where there is none.
         is_batch = isinstance(inputs["bounds"], list)
         bounds = inputs["bounds"] if is_batch else [inputs["bounds"]]
-        features = torch.zeros(*pixels.shape[:2], self.model.config.feature_size)
+        features = torch.zeros(*frames.shape[:2], self.model.config.feature_size)
         events: list[list[dict]] = [[] for _ in bounds]
         if is_chunk.any():
             rows = is_chunk.nonzero().flatten().tolist()
             outputs = self.model.generate(
-                pixel_values_videos=pixels[rows],
-                num_events=None if num_events is None else torch.full((len(rows),), num_events, device=pixels.device),
+                **{kind: frames[rows]},
+                num_events=None if num_events is None else torch.full((len(rows),), num_events, device=frames.device),
                 tokenizer=self.processor.tokenizer,
                 **generation,
             )
@@ -187,9 +225,11 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             for row, of_chunk in zip(rows, found, strict=True):
                 events[row] = of_chunk
         if not is_chunk.all():
-            real = torch.arange(pixels.shape[1]) < inputs["num_frames"].cpu()[:, None]
+            real = torch.arange(frames.shape[1]) < inputs["num_frames"].cpu()[:, None]
             real &= ~is_chunk[:, None]
-            features[real] = self.model.model.get_clip().encode_images(pixels[real.to(pixels.device)])
+            seen = frames[real.to(frames.device)]
+            stored = kind == "video_features"
+            features[real] = seen.cpu() if stored else self.model.model.get_clip().encode_images(seen)
         kept = {name: inputs[name] for name in ("is_last", "is_chunk", "num_frames", "bounds", "captions")}
         return {**kept, "features": features, "events": events if is_batch else events[0]}
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import extract_features
+import feature_sources
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from build_dataset import build_dataset
 from datasets import load_dataset
 from numbered_video import render
 from tiny import make_clip
+from work_folder import weights_digest
 
 from sail_hf.video_processing_sail import SailVideoProcessor
 
@@ -62,6 +64,11 @@ def extract(annotations, videos, clip, output, *options) -> None:
     annotations = [annotations] if isinstance(annotations, Path) else annotations
     arguments = ["--annotations", *annotations, "--videos", videos, "--clip", clip, "--output", output]
     extract_features.main([str(x) for x in [*arguments, "--num_frames", NUM_FRAMES, *options]])
+
+
+def finished(output: Path) -> list[Path]:
+    """Files of the videos that are finished, in order."""
+    return sorted(output.with_name(f"{output.name}.work").glob("*.done"))
 
 
 def rows_of(output, split="train") -> dict[str, dict]:
@@ -176,7 +183,7 @@ def test_nothing_to_extract_is_an_error(tmp_path, clip):
     ("changed", "message"),
     [
         ({"annotations": "missing.json"}, "missing.json"),
-        ({"videos": "nowhere"}, "nowhere is no folder of videos"),
+        ({"videos": "nowhere"}, "no --videos nowhere"),
         ({"clip": "no-such-clip"}, "no-such-clip"),
         ({"num_frames": 0}, "--num_frames of at least 1, found 0"),
         ({"output": "train.json"}, "choose another"),
@@ -194,11 +201,11 @@ def test_wrong_arguments_end_in_one_line(tmp_path, videos, clip, monkeypatch, ch
 
 def test_second_run_computes_nothing_again_but_what_has_changed(tmp_path, videos, clip, monkeypatch):
     extracted = []
-    extract_row = extract_features.Extractor.extract
+    extract_row = feature_sources.Extractor.extract
     monkeypatch.setattr(
-        extract_features.Extractor,
+        feature_sources.Extractor,
         "extract",
-        lambda self, row, *rest: (extracted.append(row["video_id"]), extract_row(self, row, *rest)),
+        lambda self, row, *rest: (extracted.append(row["video_id"]), extract_row(self, row, *rest))[1],
     )
     annotations = annotate(tmp_path / "train.json")
     extract(annotations, videos, clip, tmp_path / "data")
@@ -206,7 +213,7 @@ def test_second_run_computes_nothing_again_but_what_has_changed(tmp_path, videos
     extracted.clear()
     extract(annotations, videos, clip, tmp_path / "data")
     assert extracted == []
-    assert [path.suffix for path in (tmp_path / "data.work").iterdir()] == [".safetensors"] * 3
+    assert len(finished(tmp_path / "data")) == 3
     # Another caption, another file, other weights, another number of frames: each is done again.
     annotate(tmp_path / "train.json", {**CAPTIONS, "v_third": ["Water boils.", "It cools down."]})
     extract(annotations, videos, clip, tmp_path / "data")
@@ -223,9 +230,9 @@ def test_second_run_computes_nothing_again_but_what_has_changed(tmp_path, videos
 
 def test_digest_tells_weights_apart():
     first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    assert extract_features.weights_digest(first) != extract_features.weights_digest(second)
+    assert weights_digest(first) != weights_digest(second)
     second.load_state_dict(first.state_dict())
-    assert extract_features.weights_digest(first) == extract_features.weights_digest(second)
+    assert weights_digest(first) == weights_digest(second)
 
 
 def test_ahead_keeps_the_order_and_a_short_lead():
@@ -236,7 +243,7 @@ def test_ahead_keeps_the_order_and_a_short_lead():
         time.sleep(0.002 * (item % 3))
         return item * item
 
-    for i, (item, result) in enumerate(extract_features.ahead(work, range(12), 2)):
+    for i, (item, result) in enumerate(feature_sources.ahead(work, range(12), 2)):
         assert (item, result) == (i, i * i)
         assert len(started) <= i + 4
     assert i == 11
@@ -253,8 +260,8 @@ def test_killed_and_started_again_gives_the_same_data_set(tmp_path, clip):
 
     # Slow enough to be killed between two videos; the killed process leaves a half-written file behind, too.
     script = (
-        "import sys, time, extract_features as e; extract = e.Extractor.extract;"
-        "e.Extractor.extract = lambda *a: (extract(*a), time.sleep(0.3)); e.main(sys.argv[1:])"
+        "import sys, time, extract_features as e; from feature_sources import Extractor; extract = Extractor.extract;"
+        "Extractor.extract = lambda *a: (extract(*a), time.sleep(0.3))[0]; e.main(sys.argv[1:])"
     )
     arguments = ["--annotations", annotations, "--videos", folder, "--clip", clip, "--output", tmp_path / "killed"]
     training = Path(extract_features.__file__).parent
@@ -264,19 +271,18 @@ def test_killed_and_started_again_gives_the_same_data_set(tmp_path, clip):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    work = tmp_path / "killed.work"
     deadline = time.monotonic() + 120
-    while len(list(work.glob("*.safetensors"))) < 3 and time.monotonic() < deadline and process.poll() is None:
+    while len(finished(tmp_path / "killed")) < 3 and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    finished = {file: file.stat().st_mtime_ns for file in work.glob("*.safetensors")}
-    assert 3 <= len(finished) < 12
+    written = {file: file.stat().st_mtime_ns for file in finished(tmp_path / "killed")}
+    assert 3 <= len(written) < 12
     assert not list((tmp_path / "killed").glob("*.parquet"))
-    (work / f"{'0' * 40}.tmp").write_bytes(b"half of a file")
+    (tmp_path / "killed.work" / f"{'0' * 40}.done.part").write_bytes(b"half of a file")
 
     extract(annotations, folder, clip, tmp_path / "killed")
-    assert all(file.stat().st_mtime_ns == written for file, written in finished.items())
+    assert all(file.stat().st_mtime_ns == time_ns for file, time_ns in written.items())
     names = [path.name for path in (tmp_path / "killed").iterdir()]
     assert sorted(names) == ["skipped.json", "train-00000-of-00001.parquet"]
     for name in names:

@@ -29,6 +29,7 @@ from llm_engines import Request, Sampling, ServerEngine, TransformersEngine
 from pyarrow import parquet
 from tqdm import tqdm
 from transformers import HfArgumentParser
+from work_folder import take_shard
 
 from sail_hf.data import read_annotations
 
@@ -77,14 +78,6 @@ class Pair:
 def caption_pairs(rows: list[dict]) -> list[Pair]:
     """All adjacent pairs of captions, N-1 of a video with N."""
     return [Pair(row["video_id"], i, *pair) for row in rows for i, pair in enumerate(pairwise(row["captions"]))]
-
-
-def take_shard(pairs: list[Pair], shard: str) -> list[Pair]:
-    """Pairs of one machine: `"2/4"` is the second quarter (every fourth pair, from the second on)."""
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise ValueError(f"expected --shard 1/n to n/n, found {shard!r}")
-    return pairs[int(match[1]) - 1 :: int(match[2])]
 
 
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|$)|^.*</think>", re.DOTALL)

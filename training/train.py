@@ -306,7 +306,13 @@ def make_trainer(
         with training_args.main_process_first(local=False, desc="extracting features"):
             extract_features(
                 ExtractArguments(
-                    [data_args.captions], data_args.videos, dataset, clip, data_args.split, num_frames=num_frames
+                    annotations=[data_args.captions],
+                    videos=data_args.videos,
+                    output=dataset,
+                    clip=clip,
+                    pretrained=model.config.vision_config.pretrained,
+                    split=data_args.split,
+                    num_frames=num_frames,
                 )
             )
     train_set, validation_set = load_data(dataset, data_args, model.config, training_args.predict_with_generate)
