@@ -50,6 +50,8 @@ def test_scores_and_table(evaluate_py, files, capsys):
         "50.00",
         "25.00",
         "33.33",
+        "33.33",
+        "0.00",
     ]
     assert [path.name for path in (folder / "out").iterdir()] == ["scores.json"]
 
