@@ -1,18 +1,15 @@
-"""Events made visible: a time line with thumbnails, subtitle files, and a page to watch them on.
-
-An event is what the pipeline returns: `{"start": seconds, "end": seconds, "text": str, "score": float}`. The score may be
-missing, or a `"gain"` in its place; events may overlap and come in any order.
-"""
+"""Events made visible: a time line with thumbnails, and a page to watch them on. Events are as in `export`."""
 
 import html
 import json
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any
 
 import numpy as np
+
+from .export import by_time, checked_events
 
 # The picture's measures, in inches.
 _WIDTH, _MARGIN, _THUMBNAIL_HEIGHT, _MASK_HEIGHT = 11.0, 0.75, 1.0, 1.3
@@ -53,7 +50,7 @@ def plot_events(
 
     from .video_reading import open_video
 
-    events, references = _checked(events), _checked(references or [])
+    events, references = checked_events(events), checked_events(references or [])
     if masks is not None:
         masks = np.asarray(masks, dtype=float)
         if masks.ndim != 2 or len(masks) != len(events):
@@ -143,62 +140,6 @@ def _draw_rows(axes, events: list[dict], colors: list[str], duration: float) -> 
     axes.set_axisbelow(True)
 
 
-def format_srt(events: Sequence[Mapping[str, Any]]) -> str:
-    """SubRip subtitles of events, sorted by start. Overlapping events stay overlapping cues.
-
-    White space in a sentence becomes single spaces, since a blank line would end the cue; an event without text has no
-    cue. Times are rounded to milliseconds; a cue lasts at least one.
-
-    Raises:
-        ValueError: an event whose times are not `0 <= start <= end` seconds.
-    """
-    cues = []
-    for start, end, text in _cues(events):
-        text = text.replace("-->", "->")
-        cues.append(f"{len(cues) + 1}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n")
-    return "\n".join(cues)
-
-
-def format_vtt(events: Sequence[Mapping[str, Any]]) -> str:
-    """WebVTT subtitles of events, as [`format_srt`], with `&`, `<` and `>` escaped."""
-    cues = [
-        f"{_clock(start, '.')} --> {_clock(end, '.')}\n{html.escape(text, quote=False)}\n"
-        for start, end, text in _cues(events)
-    ]
-    return "\n".join(["WEBVTT\n", *cues])
-
-
-def _cues(events: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, str]]:
-    """(start, end, text) of the events that have text, in milliseconds, sorted."""
-    cues = []
-    for event in sorted(_checked(events), key=lambda event: (event["start"], event["end"])):
-        if event["text"]:
-            start = round(1000 * event["start"])
-            cues.append((start, max(start + 1, round(1000 * event["end"])), event["text"]))
-    return cues
-
-
-def _clock(milliseconds: int, decimal: str) -> str:
-    seconds, milliseconds = divmod(milliseconds, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:02}:{minutes:02}:{seconds:02}{decimal}{milliseconds:03}"
-
-
-def _checked(events: Sequence[Mapping[str, Any]]) -> list[dict]:
-    """Copies of the events with float times and white space made single spaces."""
-    checked = []
-    for i, event in enumerate(events):
-        missing = [key for key in ("start", "end", "text") if key not in event]
-        if missing:
-            raise ValueError(f"Event {i}: expected start, end and text, found only {', '.join(event) or 'nothing'}.")
-        start, end = float(event["start"]), float(event["end"])
-        if not 0 <= start <= end < math.inf:
-            raise ValueError(f"Event {i}: expected 0 <= start <= end in seconds, found start={start}, end={end}.")
-        checked.append({**event, "start": start, "end": end, "text": " ".join(str(event["text"]).split())})
-    return checked
-
-
 def format_html(events: Sequence[Mapping[str, Any]], video_src: str, title: str = "Events") -> str:
     """A page with the video, its events on a time line, and subtitles; a click on an event plays from its start.
 
@@ -210,8 +151,7 @@ def format_html(events: Sequence[Mapping[str, Any]], video_src: str, title: str 
     Returns:
         HTML that loads nothing but the video.
     """
-    rows = sorted(_checked(events), key=lambda event: (event["start"], event["end"]))
-    rows = [{key: event[key] for key in ("start", "end", "text")} for event in rows]
+    rows = [{key: event[key] for key in ("start", "end", "text")} for event in by_time(events)]
     # "</script>" in a sentence must not end the script.
     data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c")
     return Template(_PAGE).substitute(title=html.escape(title), src=html.escape(video_src), data=data)
