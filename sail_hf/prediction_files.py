@@ -142,7 +142,7 @@ def _event(item: Any, where: str) -> dict[str, Any]:
     if isinstance(item, str):
         item = {"text": item}
     text = _first(item, _TEXT_KEYS) if isinstance(item, dict) else None
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str):
         raise ValueError(f"{where}: expected a sentence, found {item!r:.80}")
     span = _first(item, _SPAN_KEYS)
     if span is None:
@@ -159,6 +159,7 @@ def _event(item: Any, where: str) -> dict[str, Any]:
 
 
 def _first(item: dict[str, Any], keys: Iterable[str]) -> Any:
+    """What the first of these names holds, that is there and not None."""
     return next((item[key] for key in keys if item.get(key) is not None), None)
 
 
@@ -209,8 +210,8 @@ def _is_one_video(content: Any) -> bool:
     """A list of events or of sentences, as against a list of objects that name their videos."""
     if isinstance(content, dict):
         return isinstance(content.get("sentences"), list) or isinstance(content.get("events"), list)
-    items = content if isinstance(content, list) else []
-    return all(isinstance(item, str) or (_first(item, _VIDEO_KEYS) is None and "data" not in item) for item in items)
+    objects = [item for item in content if isinstance(item, dict)] if isinstance(content, list) else []
+    return isinstance(content, list) and not any(_first(item, (*_VIDEO_KEYS, "data")) for item in objects)
 
 
 # --- Many videos --------------------------------------------------------------------------------------------------
@@ -224,7 +225,7 @@ def read_results(path: str | Path) -> dict[str, Events]:
     `end`, `caption`). In a folder, the name of a file is its video ([`read_events`]). A video's extension is dropped.
 
     Raises:
-        OSError, ValueError: naming the file and what is wrong with it; an event without times.
+        OSError, ValueError: naming the file and what is wrong with it.
     """
     path = Path(path)
     if path.is_dir():
@@ -242,9 +243,6 @@ def read_results(path: str | Path) -> dict[str, Events]:
             raise ValueError(f"{path} is not a JSON file: {error}") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    for video, events in results.items():
-        if any(event["start"] is None for event in events):
-            raise ValueError(f"{path}: video {video!r}: expected start and end of every event, found sentences alone")
     return results
 
 
