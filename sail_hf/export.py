@@ -14,6 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+# What may be told of an event besides: a probability, or a difference or mean of CLIP cosines.
+NUMBERS = ("score", "gain", "similarity")
+
 Event = Mapping[str, Any]
 Results = Mapping[str, Sequence[Event]]  # events by the name or address of their video
 
@@ -62,7 +65,7 @@ def _cues(events: Sequence[Event]) -> list[tuple[int, int, str]]:
 
 def _rounded(event: Event) -> dict[str, Any]:
     """An event as JSON and tables show it."""
-    digits = {"start": 3, "end": 3, "score": 4, "gain": 4}
+    digits = {"start": 3, "end": 3, **dict.fromkeys(NUMBERS, 4)}
     return {key: round(x, digits[key]) if key in digits and x is not None else x for key, x in event.items()}
 
 
@@ -144,20 +147,27 @@ def format_vtt_chapters(events: Sequence[Event]) -> str:
 # --- Tables and JSON ----------------------------------------------------------------------------------------------
 
 
-def format_json(results: Results) -> str:
-    """A list of events for a single video, `{video: [event, ...]}` for several."""
-    rounded = {video: list(map(_rounded, events)) for video, events in results.items()}
-    content = next(iter(rounded.values())) if len(rounded) == 1 else rounded
+def format_json(events: Sequence[Event]) -> str:
+    """A list of events, in their order."""
+    return _json(list(map(_rounded, events)))
+
+
+def format_json_by_video(results: Results) -> str:
+    """`{video: [event, ...]}`"""
+    return _json({video: list(map(_rounded, events)) for video, events in results.items()})
+
+
+def _json(content: Any) -> str:
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
 def format_csv(results: Results, delimiter: str = ",") -> str:
-    """Columns `video`, `start`, `end`, `caption`, and `score` or `gain` where events have one.
+    """Columns `video`, `start`, `end`, `caption`, and of `NUMBERS` those that events have.
 
     It is the form of captions to train on ([`read_annotation_file`]).
     """
     rows = [(video, _rounded(event)) for video, events in results.items() for event in by_time(events)]
-    numbers = [key for key in ("score", "gain") if any(key in event for _, event in rows)]
+    numbers = [key for key in NUMBERS if any(key in event for _, event in rows)]
     file = io.StringIO()
     table = csv.writer(file, delimiter=delimiter, lineterminator="\n")
     table.writerow(["video", "start", "end", "caption", *numbers])
@@ -217,7 +227,7 @@ def format_label_studio(results: Results) -> str:
             )
         data = {"video": video, "frames_per_second": LABEL_STUDIO_FPS}
         tasks.append({"data": data, "predictions": [{"model_version": "sail", "result": regions}]})
-    return json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"
+    return _json(tasks)
 
 
 def format_fiftyone(results: Results) -> str:
@@ -231,7 +241,7 @@ def format_fiftyone(results: Results) -> str:
             score = {} if event.get("score") is None else {"confidence": event["score"]}
             rows.append({"label": event["text"], "timestamps": [event["start"], event["end"]], **score})
     classes = sorted({row["label"] for rows in labels.values() for row in rows})
-    return json.dumps({"classes": classes, "labels": labels}, ensure_ascii=False, indent=1) + "\n"
+    return _json({"classes": classes, "labels": labels})
 
 
 # --- All of them --------------------------------------------------------------------------------------------------
@@ -253,11 +263,11 @@ class Format(NamedTuple):
     several: Callable[[Results], str] | None = None
 
     def document(self, results: Results) -> str:
-        """The document of these videos: one, where the format holds no more."""
-        if self.several:
-            return self.several(results)
-        ((video, events),) = results.items()
-        return self.one(events, video)
+        """The document of a video, or of several where the format holds them."""
+        if self.one and len(results) == 1:
+            ((video, events),) = results.items()
+            return self.one(events, video)
+        return self.several(results)
 
 
 def _of_one(write: Callable[[Sequence[Event]], str]) -> Callable[[Sequence[Event], str], str]:
@@ -265,7 +275,7 @@ def _of_one(write: Callable[[Sequence[Event]], str]) -> Callable[[Sequence[Event
 
 
 FORMATS = {
-    "json": Format("json", "events", several=format_json),
+    "json": Format("json", "events", _of_one(format_json), format_json_by_video),
     "srt": Format("srt", "subtitles", _of_one(format_srt)),
     "vtt": Format("vtt", "subtitles of web pages", _of_one(format_vtt)),
     "html": Format("html", "a page with the video and its time line", format_page),

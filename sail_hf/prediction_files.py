@@ -9,7 +9,7 @@ import html
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +250,12 @@ def video_name(name: Any) -> str:
     """The name of a video without folder and extension."""
     path = Path(str(name))
     return path.stem if path.suffix.lower() in VIDEO_EXTENSIONS else str(name)
+
+
+def reference_name(video: str, references: Container[str]) -> str | None:
+    """The id of a video in the references: ActivityNet's start with `v_`, the names of its files often do not."""
+    names = (video, video.removeprefix("v_"), f"v_{video}")
+    return next((name for name in names if name in references), None)
 
 
 def _by_video(content: Any) -> dict[str, Events]:

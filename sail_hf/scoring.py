@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .data import MAX_OVERRUN, read_annotations, reference_sets, write_json
-from .prediction_files import Events, read_results
+from .prediction_files import Events, read_results, reference_name
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +69,6 @@ def find_systems(path: Path, references: References) -> dict[str, Path]:
         return {path.resolve().name: path}
     stems = [child.stem for child in inside]
     return {child.stem if stems.count(child.stem) == 1 else child.name: child for child in inside}
-
-
-def reference_name(video: str, references: References) -> str | None:
-    """The id of a video in the references: ActivityNet's start with `v_`, the names of its files often do not."""
-    names = (video, video.removeprefix("v_"), f"v_{video}")
-    return next((name for name in names if name in references), None)
 
 
 def read_system(path: Path, references: References) -> dict[str, Events]:
