@@ -99,7 +99,7 @@ def _add_find(parser: argparse.ArgumentParser) -> None:
     add("query", metavar="SENTENCE", help='what to find, such as "a man lifts the bar"')
     add("--also", action="append", default=[], metavar="SENTENCE", help="a further sentence, any number of times")
     _add_clip(parser)
-    _add_output(parser, None, "a list to read")
+    _add_output(parser, "a list to read")
     add("--top-k", type=_positive_int, default=5, metavar="N", help="most stretches for a sentence (default: 5)")
     text = "keep what CLIP saw of each video here, and use it the next time"
     add("--features", metavar="FOLDER", help=text)
@@ -137,10 +137,9 @@ def _add_clip(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames-per-second", type=_positive_float, default=2.0, metavar="N", help=text)
 
 
-def _add_output(parser: argparse.ArgumentParser, formats: str | None = "json", default: str = "json") -> None:
-    text = f"of the output, several with commas, or all (default: {default})"
-    default_formats = formats.split(",") if formats else None
-    parser.add_argument("--format", type=_formats, default=default_formats, metavar="NAMES", help=text)
+def _add_output(parser: argparse.ArgumentParser, default: str = "json") -> None:
+    text = f"of the output, several with commas, or all (default: as --output ends, else {default})"
+    parser.add_argument("--format", type=_formats, metavar="NAMES", help=text)
     text = "folder for a file per video, or file (default: the standard output)"
     parser.add_argument("--output", metavar="PATH", help=text)
 

@@ -69,13 +69,21 @@ def stem_of(video: str) -> str:
 # --- Where documents go -------------------------------------------------------------------------------------------
 
 
+def formats_of(formats: Sequence[str] | None, output: str | None) -> Sequence[str]:
+    """`--format`, or what the ending of the file `--output` says, or json."""
+    name = "" if output is None else Path(output).name.lower()
+    named = [key for key, form in FORMATS.items() if name.endswith(f".{form.ending}")]
+    longest = sorted(named, key=lambda key: len(FORMATS[key].ending))[-1:]
+    return formats or longest or ["json"]
+
+
 @dataclass
 class Documents:
     """The documents of a run: a file for each video and format in a folder, a file for all, or the standard output.
 
     Args:
         videos: all that are asked for.
-        formats: names of `FORMATS`.
+        formats: names of `FORMATS`, or None for what `output` says by its ending.
         output: `--output`: a folder, a file where it has an ending and is no folder, or None for the standard output.
 
     Raises:
@@ -84,11 +92,12 @@ class Documents:
     """
 
     videos: Sequence[str]
-    formats: Sequence[str]
+    formats: Sequence[str] | None
     output: str | None
     held: dict[str, Events] = field(default_factory=dict)  # what goes into one document, written at the end
 
     def __post_init__(self):
+        self.formats = formats_of(self.formats, self.output)
         self.is_folder = self.output is not None and (
             os.path.isdir(self.output) or self.output.endswith(("/", os.sep)) or not Path(self.output).suffix
         )

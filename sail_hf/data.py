@@ -92,28 +92,6 @@ def submission(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return {"version": "VERSION 1.0", "results": form, "external_data": {"used": True, "details": "CLIP features"}}
 
 
-def read_predictions(path: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """The `results` of a submission: video id -> events with "timestamp" (seconds) and "sentence", for the metric.
-
-    Raises:
-        OSError, ValueError: naming the file, the place and what is wrong there.
-    """
-    from .metric import checked_prediction  # slow to import
-
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
-    results = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(results, dict):
-        found = f"the keys {list(content)[:5]}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ValueError(f'{path}: expected the key "results", as in {SUBMISSION_FORM}; found {found}')
-    try:
-        return {video: checked_prediction(events, f"results[{video!r}]") for video, events in results.items()}
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 def reference_sets(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Video id -> its reference sets, as the metric takes them: the i-th of all videos are one reference file.
 

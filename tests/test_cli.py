@@ -120,7 +120,7 @@ def test_several_formats_in_one_run(here, tmp_path):
 
 def test_the_output_is_a_file_where_it_has_an_ending(here, expected, capsys, tmp_path):
     command = ["caption", "videos/one.mp4", "--model", "model"]
-    assert main([*command, "--format", "vtt", "--output", str(tmp_path / "new" / "out.vtt")]) == 0
+    assert main([*command, "--output", str(tmp_path / "new" / "out.vtt")]) == 0
     assert (tmp_path / "new" / "out.vtt").read_text().startswith("WEBVTT")
     both = ["caption", "videos/one.mp4", "videos/-two.mkv", "--model", "model"]
     assert main([*both, "--format", "csv", "--output", str(tmp_path / "all.csv")]) == 0
