@@ -11,12 +11,16 @@ import numpy as np
 
 from .export import by_time, checked_events
 
-# The picture's measures, in inches.
-_WIDTH, _MARGIN, _THUMBNAIL_HEIGHT, _MASK_HEIGHT = 11.0, 0.75, 1.0, 1.3
-_LINE, _BAR, _BAR_GAP = 0.165, 0.13, 0.05
-_REFERENCE_COLOR = "#6b7280"
-# A sentence starts or ends at its bar, on whichever side it has half the picture for itself.
-_CHARACTERS_PER_LINE = 78
+# The picture's measures, in inches: the time line, and to its right the sentences.
+_WIDTH, _TEXT_WIDTH, _MARGIN, _THUMBNAIL_HEIGHT, _MASK_HEIGHT = 7.5, 4.8, 0.75, 1.0, 1.3
+_TOTAL_WIDTH = _WIDTH + _TEXT_WIDTH + 2 * _MARGIN
+_LINE, _BAR, _GAP = 0.165, 0.13, 0.08
+_CHARACTERS_PER_LINE = 64
+_REFERENCE_COLOR, _MISSED_COLOR = "#6b7280", "#dc2626"
+# An event whose IoU with every prediction is at most this is missed at all thresholds of the scores.
+_MISSED_TIOU = 0.3
+# Events whose spans have more are as good as one.
+_SAME_TIOU = 0.95
 # What is told of a sentence besides: its probability, or how much better it fits its frames than the others.
 _NUMBERS = {"score": "", "gain": "gain "}
 
@@ -29,14 +33,17 @@ def plot_events(
     fps: float | None = None,
     title: str | None = None,
 ):
-    """Draw a video's events on a time line: thumbnails, event masks, and every event as a bar under its sentence.
+    """Draw a video's events on a time line: thumbnails, event masks, and every event as a bar beside its sentence.
+
+    Events that share one span say so, and their masks, which lie on each other, are dashed.
 
     Args:
         video: of any kind that [`open_video`] takes.
         events: predicted events.
         masks: `(N, T)` array or tensor in [0, 1], the mask of `events[i]` over T frames spread evenly from the start
             to the end of the video. Its curve has the colour of the event's bar.
-        references: true events, drawn in grey below, and as a grey background of the masks.
+        references: true events, drawn in grey below, and as a grey background of the masks; those that no prediction
+            comes near (IoU at most 0.3) are red and called missed.
         fps: frames per second of `video`, where it is an array or a list of images.
         title: heading.
 
@@ -61,23 +68,33 @@ def plot_events(
         count = min(24, max(1, round(_WIDTH / (_THUMBNAIL_HEIGHT * width / height))))
         thumbnails = list(reader.frames_at((np.arange(count) + 0.5) / count * duration))
 
+    twins = [_twin(events, i) for i in range(len(events))]
+    labels = [
+        _label(i, event, "" if twin is None else f"same span as {twin + 1}")
+        for i, (event, twin) in enumerate(zip(events, twins, strict=True))
+    ]
+    missed = [all(_iou(event, one) <= _MISSED_TIOU for one in events) for event in references]
+    true_labels = [
+        _label(i, event, "missed" if is_missed else "")
+        for i, (event, is_missed) in enumerate(zip(references, missed, strict=True))
+    ]
     panels = [("thumbnails", _WIDTH / count * height / width)]
     if masks is not None:
         panels.append(("masks", _MASK_HEIGHT))
-    panels.append(("predicted", _rows_height(events)))
+    panels.append(("predicted", _rows_height(labels)))
     if references:
-        panels.append(("true", _rows_height(references)))
+        panels.append(("true", _rows_height(true_labels)))
     heights = [height for _, height in panels]
     gap, top, bottom = 0.12, 0.45 if title else 0.15, 0.5
     total = sum(heights) + gap * (len(heights) - 1) + top + bottom
-    figure = Figure(figsize=(_WIDTH + 2 * _MARGIN, total))
+    figure = Figure(figsize=(_TOTAL_WIDTH, total))
     if title:
-        figure.suptitle(title, x=_MARGIN / (_WIDTH + 2 * _MARGIN), y=1 - 0.1 / total, ha="left", va="top", fontsize=12)
+        figure.suptitle(title, x=_MARGIN / _TOTAL_WIDTH, y=1 - 0.1 / total, ha="left", va="top", fontsize=12)
     colors = [f"C{i % 10}" for i in range(len(events))]
     y = total - top
     for name, height in panels:
         y -= height
-        box = (_MARGIN / (_WIDTH + 2 * _MARGIN), y / total, _WIDTH / (_WIDTH + 2 * _MARGIN), height / total)
+        box = (_MARGIN / _TOTAL_WIDTH, y / total, _WIDTH / _TOTAL_WIDTH, height / total)
         axes = figure.add_axes(box, xlim=(0, duration))
         axes.set_ylabel(name, fontsize=9, color="#374151")
         axes.tick_params(labelbottom=False, labelsize=8)
@@ -88,54 +105,66 @@ def plot_events(
                 axes.axvline(i / count * duration, color="white", linewidth=1)
             axes.set(xlim=(0, duration), ylim=(0, 1), xticks=[], yticks=[])
         elif name == "masks":
-            _draw_masks(axes, masks, colors, references, duration)
+            _draw_masks(axes, masks, colors, twins, references, duration)
         elif name == "predicted":
-            _draw_rows(axes, events, colors, duration)
+            _draw_rows(axes, events, labels, colors, duration)
         else:
-            _draw_rows(axes, references, [_REFERENCE_COLOR] * len(references), duration)
+            true_colors = [_MISSED_COLOR if is_missed else _REFERENCE_COLOR for is_missed in missed]
+            _draw_rows(axes, references, true_labels, true_colors, duration)
         y -= gap
     axes.tick_params(labelbottom=True)
     axes.set_xlabel("seconds", fontsize=9)
     return figure
 
 
-def _draw_masks(axes, masks: np.ndarray, colors: list[str], references: list[dict], duration: float) -> None:
+def _iou(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    shared = min(a["end"], b["end"]) - max(a["start"], b["start"])
+    union = max(a["end"], b["end"]) - min(a["start"], b["start"])
+    return max(0.0, shared) / union if union else 1.0  # of no length, at one time
+
+
+def _twin(events: list[dict], index: int) -> int | None:
+    """The first event before this one that has its span."""
+    return next((i for i in range(index) if _iou(events[i], events[index]) > _SAME_TIOU), None)
+
+
+def _draw_masks(axes, masks: np.ndarray, colors, twins, references: list[dict], duration: float) -> None:
     for event in references:
         axes.axvspan(event["start"], event["end"], color=_REFERENCE_COLOR, alpha=0.15, linewidth=0)
     times = np.linspace(0, duration, masks.shape[1])
-    for mask, color in zip(masks, colors, strict=True):
-        axes.plot(times, mask, color=color, linewidth=1.8)
+    for mask, color, twin in zip(masks, colors, twins, strict=True):
+        # Dashed, the curve below shows through.
+        axes.plot(times, mask, color=color, linewidth=1.8, linestyle="-" if twin is None else (0, (4, 4)))
         axes.fill_between(times, mask, color=color, alpha=0.12, linewidth=0)
     axes.set(ylim=(0, 1.05), yticks=[0, 1])
 
 
-def _rows_height(events: list[dict]) -> float:
-    num_lines = sum(len(_label_lines(i, event)) for i, event in enumerate(events))
-    return max(0.3, _BAR_GAP + num_lines * _LINE + len(events) * (_BAR + 3 * _BAR_GAP))
+def _label(index: int, event: dict, note: str) -> list[str]:
+    """The lines of an event's sentence, with its number and what is told of it."""
+    known = [f"{name}{event[key]:.2f}" for key, name in _NUMBERS.items() if event.get(key) is not None]
+    notes = [*known, note] if note else known
+    text = f"{index + 1}  {event['text']}" + (f"  ({', '.join(notes)})" if notes else "")
+    return textwrap.wrap(text, _CHARACTERS_PER_LINE)
 
 
-def _label_lines(index: int, event: dict) -> list[str]:
-    known = [f"  ({note}{event[key]:.2f})" for key, note in _NUMBERS.items() if event.get(key) is not None]
-    return textwrap.wrap(f"{index + 1}  {event['text']}{''.join(known)}", _CHARACTERS_PER_LINE)
+def _rows_height(labels: list[list[str]]) -> float:
+    return max(0.3, _GAP + sum(len(lines) * _LINE + _GAP for lines in labels))
 
 
-def _draw_rows(axes, events: list[dict], colors: list[str], duration: float) -> None:
-    """One row per event: its sentence, and under it its bar. y is in inches from the top."""
-    y = _BAR_GAP
-    padding = 0.003 * duration
-    for i, (event, color) in enumerate(zip(events, colors, strict=True)):
-        lines = _label_lines(i, event)
-        left = event["start"] + event["end"] < duration
-        x = max(event["start"], padding) if left else min(event["end"], duration - padding)
-        # A dollar sign would start a formula.
-        text = "\n".join(lines).replace("$", r"\$")
-        axes.text(x, y, text, ha="left" if left else "right", va="top", fontsize=9, linespacing=1.3, color="#111827")
-        y += len(lines) * _LINE + _BAR_GAP
+def _draw_rows(axes, events: list[dict], labels: list[list[str]], colors: list[str], duration: float) -> None:
+    """One row per event: its bar, and to the right of the time line its sentence. y is in inches from the top."""
+    y = _GAP
+    for event, lines, color in zip(events, labels, colors, strict=True):
         # Bars of a frame or less would vanish.
         width = max(event["end"] - event["start"], duration / 400)
-        axes.barh(y, width, _BAR, event["start"], align="edge", color=color)
-        y += _BAR + 2 * _BAR_GAP
-    axes.set(ylim=(_rows_height(events), 0), yticks=[])
+        axes.barh(y + (_LINE - _BAR) / 2, width, _BAR, event["start"], align="edge", color=color)
+        # A dollar sign would start a formula.
+        text = "\n".join(lines).replace("$", r"\$")
+        place = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "top"}
+        ink = _MISSED_COLOR if color == _MISSED_COLOR else "#111827"
+        axes.text(1.015, y, text, fontsize=9, linespacing=1.3, color=ink, **place)
+        y += len(lines) * _LINE + _GAP
+    axes.set(ylim=(_rows_height(labels), 0), yticks=[])
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
 

@@ -81,12 +81,27 @@ def test_sentences_stay_inside_the_picture_and_apart(plot):
     figure = plot(events)
     axes = figure.axes[-1]
     figure.draw_without_rendering()
-    inside = axes.get_window_extent()
+    panel, page = axes.get_window_extent(), figure.bbox
     boxes = [text.get_window_extent() for text in axes.texts]
-    bars = [bar.get_window_extent() for bar in axes.patches]
     for i, box in enumerate(boxes):
-        assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-        assert not any(box.overlaps(other) for other in [*bars, *boxes[:i], *boxes[i + 1 :]])
+        assert panel.x1 <= box.x0 and box.x1 <= page.x1 and panel.y0 <= box.y0 and box.y1 <= panel.y1
+        assert not any(box.overlaps(other) for other in [*boxes[:i], *boxes[i + 1 :]])
+    # Each sentence begins at the height of its bar.
+    for box, bar in zip(boxes, axes.patches, strict=True):
+        assert box.y0 < bar.get_window_extent().y0 < bar.get_window_extent().y1 < box.y1 + 2
+
+
+def test_events_with_one_span_are_told_apart_and_missed_ones_marked(plot):
+    events = [{"start": 1, "end": 5, "text": text} for text in ("One.", "Two.")] + [
+        {"start": 5, "end": 9, "text": "x"}
+    ]
+    references = [{"start": 1, "end": 6, "text": "Found."}, {"start": 0, "end": 1.2, "text": "Not found."}]
+    figure = plot(events, np.ones((3, 5)), references=references)
+    _, masks, predicted, true = figure.axes
+    assert [text.get_text() for text in predicted.texts] == ["1  One.", "2  Two.  (same span as 1)", "3  x"]
+    assert [line.get_linestyle() for line in masks.get_lines()] == ["-", "--", "-"]
+    assert [text.get_text() for text in true.texts] == ["1  Found.", "2  Not found.  (missed)"]
+    assert true.patches[0].get_facecolor() != true.patches[1].get_facecolor()
 
 
 def test_plot_of_nothing_and_wrong_masks(plot):
