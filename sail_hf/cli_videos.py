@@ -156,12 +156,22 @@ class Documents:
 
     def _render(self, name: str, results: dict[str, Events]) -> str:
         if name == "html":
-            # The page finds the video from where it lies.
-            folder = os.curdir if self.output is None else self.output if self.is_folder else Path(self.output).parent
-            results = {v if is_url(v) else quote(os.path.relpath(v, folder)): events for v, events in results.items()}
+            ((video, events),) = results.items()
+            return self._page(video, events)
         # A document of several videos stays one where all but one failed.
         of_all = len(self.videos) > 1 and not self.is_folder
         return FORMATS[name].several(results) if of_all else FORMATS[name].document(results)
+
+    def _page(self, video: str, events: Events) -> str:
+        """The page finds the video from where it lies, and has the duration that a browser may not find out."""
+        from .video_reading import open_video
+        from .visualization import format_html
+
+        if is_url(video):
+            return format_html(events, video, stem_of(video))
+        folder = os.curdir if self.output is None else self.output if self.is_folder else Path(self.output).parent
+        with open_video(video) as reader:
+            return format_html(events, quote(os.path.relpath(video, folder)), stem_of(video), reader.duration)
 
 
 def write_file(path: Path, text: str) -> None:

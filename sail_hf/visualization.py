@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .export import by_time, checked_events
+from .export import NUMBERS, by_time, checked_events
 
 # The picture's measures, in inches: the time line, and to its right the sentences.
 _WIDTH, _TEXT_WIDTH, _MARGIN, _THUMBNAIL_HEIGHT, _MASK_HEIGHT = 7.5, 4.8, 0.75, 1.0, 1.3
@@ -169,21 +169,30 @@ def _draw_rows(axes, events: list[dict], labels: list[list[str]], colors: list[s
     axes.set_axisbelow(True)
 
 
-def format_html(events: Sequence[Mapping[str, Any]], video_src: str, title: str = "Events") -> str:
+def format_html(
+    events: Sequence[Mapping[str, Any]], video_src: str, title: str = "Events", duration: float | None = None
+) -> str:
     """A page with the video, its events on a time line, and subtitles; a click on an event plays from its start.
+
+    Keys: space plays and pauses, left and right go five seconds, j and k to the next and the previous event. Where a
+    browser cannot decode the video, the page says so and the time line stays.
 
     Args:
         events: predicted events.
         video_src: address of the video as the page sees it, e.g. `urllib.parse.quote` of a file name beside the page.
         title: heading.
+        duration: seconds of the video, for the time line of a browser that cannot tell. Defaults to the last event's end.
 
     Returns:
         HTML that loads nothing but the video.
     """
-    rows = [{key: event[key] for key in ("start", "end", "text")} for event in by_time(events)]
+    kept = ("start", "end", "text", *NUMBERS)
+    rows = [{key: event[key] for key in kept if event.get(key) is not None} for event in by_time(events)]
+    length = duration or max((row["end"] for row in rows), default=0.0)
     # "</script>" in a sentence must not end the script.
     data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c")
-    return Template(_PAGE).substitute(title=html.escape(title), src=html.escape(video_src), data=data)
+    names = {"title": html.escape(title), "src": html.escape(video_src), "data": data}
+    return Template(_PAGE).substitute(names, length=json.dumps(max(float(length), 0.001)))
 
 
 _PAGE = """<!DOCTYPE html>
@@ -193,25 +202,48 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-body { font: 16px/1.45 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #111827; }
-video { width: 100%; max-height: 60vh; background: #000; }
-#line { position: relative; }
-#now { position: absolute; top: 0; bottom: 0; width: 2px; background: #dc2626; pointer-events: none; }
-button { display: block; width: 100%; padding: .45rem 0; border: 0; border-bottom: 1px solid #e5e7eb; background: none;
-         font: inherit; text-align: left; cursor: pointer; }
-button:hover, button.on { background: #eff6ff; }
-time { color: #6b7280; font-variant-numeric: tabular-nums; margin-right: .6rem; }
-.bar { height: 7px; margin-top: .3rem; border-radius: 4px; background: #2563eb; min-width: 3px; }
+:root { color-scheme: light dark; --ink: #111827; --page: #fff; --soft: #5b6472; --rule: #e5e7eb; --on: #e0edff;
+        --bar: #2563eb; --now: #dc2626; --note: #fef3c7; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e5e7eb; --page: #111418; --soft: #9aa4b2; --rule: #2b3038; --on: #1b2b45; --bar: #60a5fa;
+          --now: #f87171; --note: #4a3a10; }
+}
+body { font: 16px/1.45 system-ui, sans-serif; max-width: 56rem; margin: 0 auto; padding: 0 1rem 2rem;
+       color: var(--ink); background: var(--page); }
+h1 { font-size: 1.3rem; overflow-wrap: anywhere; }
+#top { position: sticky; top: 0; z-index: 2; background: var(--page); padding-bottom: .4rem; }
+video { display: block; width: 100%; max-height: 50vh; background: #000; }
+#note { padding: .6rem .8rem; background: var(--note); border-radius: 4px; overflow-wrap: anywhere; }
+#strip { position: relative; height: 1.4rem; margin-top: .4rem; background: var(--rule); border-radius: 4px;
+         cursor: pointer; overflow: hidden; }
+#strip i { position: absolute; top: 25%; height: 50%; min-width: 2px; background: var(--bar); opacity: .55; }
+#strip i.on { opacity: 1; }
+#now { position: absolute; top: 0; bottom: 0; width: 2px; background: var(--now); }
+button { display: block; width: 100%; padding: .45rem .3rem; border: 0; border-bottom: 1px solid var(--rule);
+         background: none; color: inherit; font: inherit; text-align: left; cursor: pointer; }
+button:hover, button[aria-current] { background: var(--on); }
+:focus-visible { outline: 3px solid var(--bar); outline-offset: -3px; }
+time, small { color: var(--soft); font-variant-numeric: tabular-nums; margin-right: .6rem; }
+.bar { height: 7px; margin-top: .3rem; border-radius: 4px; background: var(--bar); min-width: 3px; }
 </style>
 </head>
 <body>
 <h1>$title</h1>
-<video src="$src" controls playsinline></video>
-<div id="line"><div id="now"></div></div>
+<div id="top">
+<video src="$src" controls playsinline preload="metadata"></video>
+<p id="note" role="status" hidden></p>
+<div id="strip" title="click to go there"><div id="now"></div></div>
+</div>
+<div id="list"></div>
+<small>space plays and pauses, &larr; &rarr; go five seconds, j and k to the next and the previous event</small>
 <script>
 const events = $data;
-const [video, line, now] = ["video", "#line", "#now"].map((name) => document.querySelector(name));
-const clock = (s) => Math.floor(s / 60) + ":" + String(Math.floor(s % 60)).padStart(2, "0");
+const length = $length;
+const [video, note, strip, now, list] =
+  ["video", "#note", "#strip", "#now", "#list"].map((name) => document.querySelector(name));
+const clock = (s) => Math.floor(s / 60) + ":" + (s % 60 < 9.95 ? "0" : "") + (s % 60).toFixed(1);
+const total = () => Math.max(Number.isFinite(video.duration) ? video.duration : 0, length);
+const go = (time) => { video.currentTime = Math.min(Math.max(time, 0), total()); };
 const track = video.addTextTrack("captions", "Events", "en");
 track.mode = "showing";
 for (const event of events) {
@@ -220,23 +252,63 @@ for (const event of events) {
   const row = event.row = document.createElement("button");
   const time = row.appendChild(document.createElement("time"));
   time.textContent = clock(event.start) + "–" + clock(event.end);
-  row.append(event.text);
+  row.append(event.text + " ");
+  const number = row.appendChild(document.createElement("small"));
+  number.textContent = ["score", "gain", "similarity"].filter((name) => event[name] !== undefined)
+    .map((name) => name + " " + event[name].toFixed(2)).join(", ");
   event.bar = row.appendChild(document.createElement("div"));
   event.bar.className = "bar";
-  row.onclick = () => { video.currentTime = event.start; video.play(); };
-  line.append(row);
+  event.mark = strip.insertBefore(document.createElement("i"), now);
+  row.onclick = () => { go(event.start); play(); };
+  list.append(row);
+}
+function play() { video.play().catch(() => {}); }
+function warn() {
+  note.hidden = false;
+  note.textContent = "This browser cannot show the video " + decodeURIComponent(video.getAttribute("src")) +
+    ": it is not there, or is coded in a way that the browser does not know. A copy that every browser plays: " +
+    "ffmpeg -i VIDEO -c:v libx264 -pix_fmt yuv420p -c:a aac COPY.mp4";
 }
 function place() {
-  const last = Math.max(...events.map((event) => event.end), 0.001);
-  const duration = Number.isFinite(video.duration) ? video.duration : last;
   for (const event of events) {
-    event.bar.style.marginLeft = 100 * event.start / duration + "%";
-    event.bar.style.width = 100 * (event.end - event.start) / duration + "%";
-    event.row.classList.toggle("on", event.start <= video.currentTime && video.currentTime < event.end);
+    const left = 100 * event.start / total() + "%", width = 100 * (event.end - event.start) / total() + "%";
+    Object.assign(event.bar.style, {marginLeft: left, width});
+    Object.assign(event.mark.style, {left, width});
   }
-  now.style.left = 100 * video.currentTime / duration + "%";
+  show();
 }
-video.ontimeupdate = video.onloadedmetadata = place;
+function show() {
+  for (const event of events) {
+    const on = event.start <= video.currentTime && video.currentTime < event.end;
+    event.mark.classList.toggle("on", on);
+    if (on) event.row.setAttribute("aria-current", "true"); else event.row.removeAttribute("aria-current");
+  }
+  now.style.left = 100 * video.currentTime / total() + "%";
+}
+function glide() { show(); if (!video.paused && !video.ended) requestAnimationFrame(glide); }
+function step(by) {
+  const starts = events.map((event) => event.start);
+  const next = by > 0 ? starts.find((start) => start > video.currentTime + 0.05)
+                      : starts.findLast((start) => start < video.currentTime - 0.5);
+  if (next !== undefined) go(next);
+}
+strip.onclick = (click) => {
+  const box = strip.getBoundingClientRect();
+  go(total() * (click.clientX - box.left) / box.width);
+};
+document.addEventListener("keydown", (press) => {
+  const key = press.key, on = press.target;
+  if (press.ctrlKey || press.metaKey || press.altKey || on === video || (key === " " && on.tagName === "BUTTON")) return;
+  const keys = {" ": () => video.paused ? play() : video.pause(), ArrowLeft: () => go(video.currentTime - 5),
+                ArrowRight: () => go(video.currentTime + 5), j: () => step(1), k: () => step(-1)};
+  if (keys[key]) { press.preventDefault(); keys[key](); }
+});
+// A browser may know the sound alone of a video: then it has no picture, and no error either.
+video.onloadedmetadata = () => { if (!video.videoWidth) warn(); place(); };
+video.onerror = warn;
+if (video.error) warn();
+video.onplay = glide;
+video.ontimeupdate = video.onseeked = show;
 place();
 </script>
 </body>
