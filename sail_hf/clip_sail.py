@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .alignment_sail import ALIGNMENTS
 from .clip_towers import check_model_cfg, check_text_model, clip_tokenizer
 from .configuration_sail import SailVisionConfig
+from .finding import best_stretches, frame_bounds
 from .hub_names import check_clip_name
 from .loss_sail import cosines
 from .video_processing_sail import SailVideoProcessor
@@ -130,6 +131,59 @@ class SailClip:
         check_captions(captions)
         features, duration = self.encode_video(video, frames_per_second, len(captions), fps)
         return self.align_features(features, captions, duration, alignment, gap_level)
+
+    def find(
+        self,
+        video: Any,
+        queries: Sequence[str],
+        top_k: int = 5,
+        frames_per_second: float = 2.0,
+        fps: float | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """The stretches of a video that fit each sentence best: no training, no generation.
+
+        Args:
+            video: of any kind that [`open_video`] takes.
+            queries: sentences, such as "a man lifts the bar".
+            top_k: most stretches a sentence; those of a sentence do not overlap.
+            frames_per_second: frames that are looked at in a second of video, hence how fine the times are.
+            fps: frames per second of a video that is an array or a list of images.
+
+        Returns:
+            For each sentence, the best first, `{"start": s, "end": s, "text": query, "similarity": float}`, in seconds;
+            the similarity is the mean cosine of the sentence and the stretch's frames. It ranks, and is no probability:
+            a sentence that nothing in the video fits has its best stretches as well.
+
+        Raises:
+            VideoError: the video cannot be read.
+            ValueError: no queries, an empty one, or parameters that make no sense.
+        """
+        check_captions(queries)
+        found = self.find_in_features([self.encode_video(video, frames_per_second, fps=fps)], queries, top_k)
+        return [[{key: x for key, x in one.items() if key != "video"} for one in of_query] for of_query in found]
+
+    def find_in_features(
+        self, videos: Sequence[tuple[Tensor, float]], queries: Sequence[str], top_k: int = 5
+    ) -> list[list[dict[str, Any]]]:
+        """[`SailClip.find`] in several videos at once, each the features `(n, D)` of frames spread evenly from its beginning
+        to its end, and its duration in seconds. Events carry the index of their `"video"` as well."""
+        check_captions(queries)
+        if not top_k >= 1:
+            raise ValueError(f"`top_k` must be at least 1, found {top_k}.")
+        if not videos:
+            raise ValueError("There are no videos to search.")
+        sizes = [len(features) for features, _ in videos]
+        frames = torch.cat([features for features, _ in videos])
+        similarities = cosines(self.encode_texts(queries)[None], frames[None])[0].split(sizes, dim=1)
+        results = []
+        for number, query in enumerate(queries):
+            of_query = best_stretches([of_video[number].numpy() for of_video in similarities], top_k)
+            results.append([])
+            for video, first, last, similarity in of_query:
+                start, end = frame_bounds(first, last, *(sizes[video], videos[video][1]))
+                event = {"video": video, "start": start, "end": end, "text": query, "similarity": similarity}
+                results[-1].append(event)
+        return results
 
 
 def frame_times(reader: VideoReader, frames_per_second: float, at_least: int = 1) -> np.ndarray:

@@ -112,29 +112,6 @@ def submission(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return {"version": "VERSION 1.0", "results": form, "external_data": {"used": True, "details": "CLIP features"}}
 
 
-def read_predictions(path: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """The `results` of a submission: video id -> events with "timestamp" (seconds) and "sentence", for the metric.
-
-    Raises:
-        OSError, ValueError: naming the file, the place and what is wrong there.
-    """
-    from .metric import checked_prediction  # slow to import
-
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_object)
-    except ValueError as error:
-        is_other = isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))
-        raise ValueError(f"{path} {'is not a JSON file' if is_other else 'cannot be used'}: {error}") from None
-    results = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(results, dict):
-        found = f"the keys {list(content)[:5]}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ValueError(f'{path}: expected the key "results", as in {SUBMISSION_FORM}; found {found}')
-    try:
-        return {video: checked_prediction(events, f"results[{video!r}]") for video, events in results.items()}
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 def reference_sets(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Video id -> its reference sets, as the metric takes them: the i-th of all videos are one reference file.
 
@@ -302,7 +279,7 @@ def _raw_rows(path: Path, subset: str) -> Iterable[tuple[str, dict]]:
         raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def object_without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; a plain dict would silently drop the first of two entries with one name."""
     found: dict[str, Any] = {}
     for name, value in pairs:
@@ -315,7 +292,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _from_json(path: Path, subset: str) -> Iterator[tuple[str, dict]]:
     text = path.read_text(encoding="utf-8-sig")
     try:
-        data = json.loads(text, object_pairs_hook=_object)
+        data = json.loads(text, object_pairs_hook=object_without_doubles)
     except ValueError as error:
         problem = "is not JSON" if isinstance(error, json.JSONDecodeError) else "cannot be used"
         raise ValueError(f"{path} {problem}: {error}") from None

@@ -67,8 +67,11 @@ Returns: a dict; fractions, not percentages.
     precision@T, recall@T, f1@T per threshold T (strictly above); precision, recall: their averages over T;
     f1: harmonic mean of these two averages, as papers tabulate it; f1_mean_over_tious: mean of f1@T, always lower or
         equal, as ILCACM's code prints it.
+    precision_one_to_one, recall_one_to_one, f1_one_to_one: as precision, recall and f1, but over the largest set of
+        disjoint (prediction, event) pairs: a repeated prediction costs, and a long one serves one event.
+    repeats: share of the predictions whose span equals that of another of the same video (IoU above 0.95).
     meteor, cider, rouge_l, bleu_1 .. bleu_4, bleu_mean, soda_c.
-    precision_C, recall_C, f1_C of the controls C: whole_video (one span); three_spans (the same three, of width 1.5/3,
+    precision_C, recall_C, f1_C, f1_one_to_one_C of the controls C: whole_video (one span); three_spans (the same three, of width 1.5/3,
         for every video); equal_spans, equal_spans_1.25, equal_spans_1.5 (N spans of width 1/N, 1.25/N, 1.5/N around
         centers (i + 0.5)/N, with N the system's own counts), and these three with _reference_counts (N as in the
         video's first reference set).
@@ -79,6 +82,10 @@ Returns: a dict; fractions, not percentages.
         center), over the videos with equal numbers N of both, after removing the means for (i, N). None where one of
         the two does not vary (equal spans; too few videos).
     num_videos (of the references), num_predictions, num_missing (videos without a prediction), protocol, missing.
+
+Sentences: the official programs replace every character that is not ASCII by a space (the 2021 line's cleaning; here
+    in both protocols), so accents are lost and a sentence in another script becomes empty. A warning says how many
+    sentences that changes or empties, wherever captions are scored.
 
 Raises: ValueError for malformed input or options. ImportError if nothing asked for can be computed without the Java
     parts and these are not installed (else a warning names what is left out). RuntimeError if Java fails or is stuck.
@@ -96,7 +103,7 @@ Example:
 
 
 def checked_event(timestamp: Any, sentence: Any, where: str) -> tuple[list[float], str]:
-    """[start, end] and clean sentence of an event, or a ValueError that says where and what is wrong."""
+    """[start, end] and sentence of an event, or a ValueError that says where and what is wrong."""
     try:
         start, end = map(float, timestamp)
     except (TypeError, ValueError):
@@ -105,7 +112,7 @@ def checked_event(timestamp: Any, sentence: Any, where: str) -> tuple[list[float
         raise ValueError(f"{where}: expected the time stamp [start, end] in seconds, found {timestamp!r}")
     if not isinstance(sentence, str):
         raise ValueError(f"{where}: expected the sentence as a string, found {sentence!r}")
-    return [start, end], clean(sentence)
+    return [start, end], sentence
 
 
 def checked_prediction(events: Any, where: str) -> list[dict]:
@@ -154,8 +161,27 @@ def check_options(protocol: str, missing: str, tious: Sequence[float], metrics: 
         raise ValueError(f"metrics: expected a list of any of {list(METRICS)}, found {metrics!r}")
 
 
+def warn_of_altered(sentences: Sequence[tuple[str, str]]) -> None:
+    """Say how many sentences (before, after) the cleaning changed and how many it emptied, with an example of each."""
+    emptied = [before for before, after in sentences if not after.strip()]
+    changed = [(before, after) for before, after in sentences if after.strip()]
+    found = []
+    if changed:
+        found.append(f"{len(changed)} sentences change, e.g. {changed[0][0]!r} becomes {changed[0][1]!r}")
+    if emptied:
+        found.append(f"{len(emptied)} become empty, e.g. {emptied[0]!r}")
+    if found:
+        logger.warning(
+            "Caption scores keep ASCII characters alone, as the official programs do: %s.", "; ".join(found)
+        )
+
+
 class DenseVideoCaptioningMetric(evaluate.Metric):
     """Scores of dense video captioning; `inputs_description` (and `help(metric.compute)`) lists options and scores."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._altered: list[tuple[str, str]] = []  # sentences with letters that are lost, before and after
 
     def _info(self) -> evaluate.MetricInfo:
         event = {"timestamp": [datasets.Value("float64")], "sentence": datasets.Value("string")}
@@ -181,7 +207,17 @@ class DenseVideoCaptioningMetric(evaluate.Metric):
             raise ValueError(f"found predictions of {len(predictions)} videos, but references of {len(references)}")
         predictions = [checked_prediction(events, f"predictions[{i}]") for i, events in enumerate(predictions)]
         references = [checked_reference(sets, f"references[{i}]") for i, sets in enumerate(references)]
+        for event in (event for events in predictions for event in events):
+            event["sentence"] = self._cleaned(event["sentence"])
+        for one in (one for sets in references for one in sets):
+            one["sentences"] = list(map(self._cleaned, one["sentences"]))
         super().add_batch(predictions=predictions, references=references, **kwargs)
+
+    def _cleaned(self, sentence: str) -> str:
+        cleaned = clean(sentence)
+        if not sentence.isascii():
+            self._altered.append((sentence, cleaned))
+        return cleaned
 
     def _compute(
         self,
@@ -196,6 +232,10 @@ class DenseVideoCaptioningMetric(evaluate.Metric):
         java_timeout: float = 300,
     ) -> dict[str, Any]:
         check_options(protocol, missing, tious, metrics)
+        captions = [metric for metric in metrics if metric in CAPTION_METRICS]
+        if captions:
+            warn_of_altered(self._altered)
+        self._altered = []
         predicted = Events.from_videos(
             [[(event["timestamp"], event["sentence"]) for event in video[:MAX_PREDICTIONS]] for video in predictions]
         )
@@ -216,7 +256,6 @@ class DenseVideoCaptioningMetric(evaluate.Metric):
                 logger.warning("Controls are left out: %d videos have no duration.", durations.count(None))
             else:
                 scores.update(control_scores(predicted, files, np.array(durations), videos, tious, seed))
-        captions = [metric for metric in metrics if metric in CAPTION_METRICS]
         if captions:
             try:
                 tools = find_java_tools()
@@ -255,12 +294,14 @@ def format_table(scores: dict[str, Any], name: str = "system") -> str:
         f"{scores['num_missing']} videos without a prediction ({missing}); in percent"
     ]
     if "f1" in scores:
-        lines += ["", line("localization", "P", "R", "F1")]
+        lines += ["", line("localization", "P", "R", "F1", "F1 1:1", "repeats")]
         lines += [line(f"  at tIoU {key[3:]}", *quality(key[2:])) for key in scores if key.startswith("f1@")]
-        lines += [line("  mean over tIoU of F1", "", "", scores["f1_mean_over_tious"]), line(name, *quality(""))]
+        lines += [line("  mean over tIoU of F1", "", "", scores["f1_mean_over_tious"])]
+        lines += [line(name, *quality(""), scores["f1_one_to_one"], scores["repeats"])]
     if "lift" in scores:
-        lines += ["", line("controls, which see no video", "P", "R", "F1")]
-        lines += [line(f"  {title}", *quality(f"_{control}")) for control, (title, _, _) in CONTROLS.items()]
+        lines += ["", line("controls, which see no video", "P", "R", "F1", "F1 1:1")]
+        for control, (title, _, _) in CONTROLS.items():
+            lines += [line(f"  {title}", *quality(f"_{control}"), scores[f"f1_one_to_one_{control}"])]
         keys = ("lift", "lift_one_reference", "center_correlation", "width_correlation")
         lines += ["", line("content", "lift", "(1 ref.)", "center r", "width r"), line(name, *map(scores.get, keys))]
     captions = {"meteor": "METEOR", "cider": "CIDEr", "rouge_l": "ROUGE-L", "soda_c": "SODA_c", "bleu_mean": "BLEU"}

@@ -1,7 +1,7 @@
 """Localization scores of dense video captioning, and controls: what the same measures give without the video."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,14 +75,111 @@ def precision_recall(
 
     Many-to-many: precision is the share of predictions with IoU > t to any reference event, recall the reverse.
     """
+    return shares_of_hits(spans, counts, references, tious, lambda left, right: (left, right))
+
+
+def one_to_one(
+    spans: np.ndarray, counts: np.ndarray, references: Sequence[Events], tious: Sequence[float]
+) -> np.ndarray:
+    """As [`precision_recall`], but a prediction counts for one reference event and an event for one prediction.
+
+    The pairs are the largest set of disjoint ones with IoU > t; precision and recall are its share of either side.
+    """
+
+    def matched(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pairs = largest_matching(left, right)
+        return left[pairs], right[pairs]
+
+    return shares_of_hits(spans, counts, references, tious, matched)
+
+
+def shares_of_hits(
+    spans: np.ndarray,
+    counts: np.ndarray,
+    references: Sequence[Events],
+    tious: Sequence[float],
+    choose: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """Shares (2, files, videos, tIoUs) of predictions and of events among those that `choose` takes of the flat indices
+    of all (prediction, event) pairs with IoU > t."""
     result = np.zeros((2, len(references), len(counts), len(tious)))
     for file, reference in enumerate(references):
         left, right = pair_up(counts, reference.counts)
         iou = interval_iou(spans[left], reference.spans[right])
         for column, tiou in enumerate(tious):
-            result[0, file, :, column] = hit_share(left[iou > tiou], counts)
-            result[1, file, :, column] = hit_share(right[iou > tiou], reference.counts)
+            hits = choose(left[iou > tiou], right[iou > tiou])
+            for side, of_side in enumerate((counts, reference.counts)):
+                result[side, file, :, column] = hit_share(hits[side], of_side)
     return result
+
+
+def largest_matching(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Indices of a largest set of edges (left[i], right[i]) of which no two share an end.
+
+    An end with a single edge can always take it (Karp and Sipser): this settles most events of real videos, of all
+    videos at once. What is left grows by augmenting paths.
+    """
+    chosen, edges, idle = [], np.arange(len(left)), 0
+    own, other = left, right
+    while len(edges) and idle < 2:
+        leaves = edges[np.bincount(own[edges])[own[edges]] == 1]
+        taken = leaves[np.unique(other[leaves], return_index=True)[1]]
+        chosen.append(taken)
+        settled = np.zeros(other[edges].max() + 1, dtype=bool)
+        settled[other[taken]] = True
+        edges = edges[~settled[other[edges]]]
+        idle = 0 if len(taken) else idle + 1
+        own, other = other, own
+    return np.concatenate([*chosen, augmented_matching(left, right, edges)])
+
+
+def augmented_matching(left: np.ndarray, right: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """A largest matching among these edges, by a search for an augmenting path (breadth first) from each right end."""
+    ends = dict(zip(edges.tolist(), zip(left[edges].tolist(), right[edges].tolist(), strict=True), strict=True))
+    edges_at: dict[int, list[int]] = {}
+    for edge, (_, b) in ends.items():
+        edges_at.setdefault(b, []).append(edge)
+    edge_of: dict[int, int] = {}  # what is chosen so far, by its left and its right end
+    left_of: dict[int, int] = {}
+    for root in edges_at:
+        reached_by: dict[int, int] = {}  # left end -> the edge that leads there
+        free, queue = None, [root]
+        for b in queue:  # grows while it is walked
+            for edge in edges_at[b]:
+                a = ends[edge][0]
+                if a not in reached_by:
+                    reached_by[a] = edge
+                    if a in edge_of:
+                        queue.append(ends[edge_of[a]][1])
+                    else:
+                        free = a
+                        break
+            if free is not None:
+                break
+        while free is not None:  # turn the path around, back to the root, which had no partner
+            a, edge_of[free] = free, reached_by[free]
+            b = ends[edge_of[a]][1]
+            free = left_of.get(b)
+            left_of[b] = a
+    return np.array(list(edge_of.values()), dtype=int)
+
+
+def repeats(events: Events, tiou: float = 0.95) -> float:
+    """Share of events whose span is that of another event of the same video (IoU > `tiou`); 0 where there is none."""
+    video = np.repeat(np.arange(len(events.counts)), events.counts)
+    starts, lengths = events.spans[:, 0], events.spans[:, 1] - events.spans[:, 0]
+    repeated = np.zeros(len(video), dtype=bool)
+    left = np.arange(len(video))
+    shift = 0
+    while len(left):
+        shift += 1
+        left = left[left + shift < len(video)]
+        # Events of a video stand by their starts; those further apart than this cannot overlap so much.
+        gaps = starts[left + shift] - starts[left]
+        left = left[(video[left + shift] == video[left]) & (gaps <= (1 / tiou - 1) * lengths[left] + 1e-9)]
+        same = left[interval_iou(events.spans[left], events.spans[left + shift]) > tiou]
+        repeated[same] = repeated[same + shift] = True
+    return float(repeated.mean()) if len(repeated) else 0.0
 
 
 def harmonic_mean(precision: float, recall: float) -> float:
@@ -106,7 +203,9 @@ def localization_scores(
         scores.update(zip(names, average(values[..., [column]], videos), strict=True))
     mean_f1 = sum(scores[f"f1@{tiou:g}"] for tiou in tious) / len(tious)
     scores["precision"], scores["recall"], scores["f1"] = average(values, videos)
-    return scores | {"f1_mean_over_tious": mean_f1}
+    single = average(one_to_one(predictions.spans, predictions.counts, references, tious), videos)
+    scores.update(zip(("precision_one_to_one", "recall_one_to_one", "f1_one_to_one"), single, strict=True))
+    return scores | {"f1_mean_over_tious": mean_f1, "repeats": repeats(predictions)}
 
 
 def equal_spans(counts: np.ndarray, scale: float) -> np.ndarray:
@@ -135,6 +234,7 @@ def control_scores(
         spans = equal_spans(counts, scale) * np.repeat(durations, counts)[:, None]
         values = average(precision_recall(spans, counts, references, tious), videos)
         scores.update(zip((f"precision_{name}", f"recall_{name}", f"f1_{name}"), values, strict=True))
+        scores[f"f1_one_to_one_{name}"] = average(one_to_one(spans, counts, references, tious), videos)[2]
     scores.update(lift_scores(predictions, references, durations, tious, np.random.default_rng(seed)))
     return scores | order_correlations(predictions, references, durations)
 

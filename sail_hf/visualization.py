@@ -1,12 +1,7 @@
-"""Events made visible: a time line with thumbnails, subtitle files, and a page to watch them on.
-
-An event is what the pipeline returns: `{"start": seconds, "end": seconds, "text": str, "score": float}`. The score may be
-missing, or a `"gain"` in its place; events may overlap and come in any order.
-"""
+"""Events made visible: a time line with thumbnails, and a page to watch them on. Events are as in `export`."""
 
 import html
 import json
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from string import Template
@@ -14,12 +9,18 @@ from typing import Any
 
 import numpy as np
 
-# The picture's measures, in inches.
-_WIDTH, _MARGIN, _THUMBNAIL_HEIGHT, _MASK_HEIGHT = 11.0, 0.75, 1.0, 1.3
-_LINE, _BAR, _BAR_GAP = 0.165, 0.13, 0.05
-_REFERENCE_COLOR = "#6b7280"
-# A sentence starts or ends at its bar, on whichever side it has half the picture for itself.
-_CHARACTERS_PER_LINE = 78
+from .export import NUMBERS, by_time, checked_events
+
+# The picture's measures, in inches: the time line, and to its right the sentences.
+_WIDTH, _TEXT_WIDTH, _MARGIN, _THUMBNAIL_HEIGHT, _MASK_HEIGHT = 7.5, 4.8, 0.75, 1.0, 1.3
+_TOTAL_WIDTH = _WIDTH + _TEXT_WIDTH + 2 * _MARGIN
+_LINE, _BAR, _GAP = 0.165, 0.13, 0.08
+_CHARACTERS_PER_LINE = 64
+_REFERENCE_COLOR, _MISSED_COLOR = "#6b7280", "#dc2626"
+# An event whose IoU with every prediction is at most this is missed at all thresholds of the scores.
+_MISSED_TIOU = 0.3
+# Events whose spans have more are as good as one.
+_SAME_TIOU = 0.95
 # What is told of a sentence besides: its probability, or how much better it fits its frames than the others.
 _NUMBERS = {"score": "", "gain": "gain "}
 
@@ -32,14 +33,17 @@ def plot_events(
     fps: float | None = None,
     title: str | None = None,
 ):
-    """Draw a video's events on a time line: thumbnails, event masks, and every event as a bar under its sentence.
+    """Draw a video's events on a time line: thumbnails, event masks, and every event as a bar beside its sentence.
+
+    Events that share one span say so, and their masks, which lie on each other, are dashed.
 
     Args:
         video: of any kind that [`open_video`] takes.
         events: predicted events.
         masks: `(N, T)` array or tensor in [0, 1], the mask of `events[i]` over T frames spread evenly from the start
             to the end of the video. Its curve has the colour of the event's bar.
-        references: true events, drawn in grey below, and as a grey background of the masks.
+        references: true events, drawn in grey below, and as a grey background of the masks; those that no prediction
+            comes near (IoU at most 0.3) are red and called missed.
         fps: frames per second of `video`, where it is an array or a list of images.
         title: heading.
 
@@ -53,7 +57,7 @@ def plot_events(
 
     from .video_reading import open_video
 
-    events, references = _checked(events), _checked(references or [])
+    events, references = checked_events(events), checked_events(references or [])
     if masks is not None:
         masks = np.asarray(masks, dtype=float)
         if masks.ndim != 2 or len(masks) != len(events):
@@ -64,23 +68,33 @@ def plot_events(
         count = min(24, max(1, round(_WIDTH / (_THUMBNAIL_HEIGHT * width / height))))
         thumbnails = list(reader.frames_at((np.arange(count) + 0.5) / count * duration))
 
+    twins = [_twin(events, i) for i in range(len(events))]
+    labels = [
+        _label(i, event, "" if twin is None else f"same span as {twin + 1}")
+        for i, (event, twin) in enumerate(zip(events, twins, strict=True))
+    ]
+    missed = [all(_iou(event, one) <= _MISSED_TIOU for one in events) for event in references]
+    true_labels = [
+        _label(i, event, "missed" if is_missed else "")
+        for i, (event, is_missed) in enumerate(zip(references, missed, strict=True))
+    ]
     panels = [("thumbnails", _WIDTH / count * height / width)]
     if masks is not None:
         panels.append(("masks", _MASK_HEIGHT))
-    panels.append(("predicted", _rows_height(events)))
+    panels.append(("predicted", _rows_height(labels)))
     if references:
-        panels.append(("true", _rows_height(references)))
+        panels.append(("true", _rows_height(true_labels)))
     heights = [height for _, height in panels]
     gap, top, bottom = 0.12, 0.45 if title else 0.15, 0.5
     total = sum(heights) + gap * (len(heights) - 1) + top + bottom
-    figure = Figure(figsize=(_WIDTH + 2 * _MARGIN, total))
+    figure = Figure(figsize=(_TOTAL_WIDTH, total))
     if title:
-        figure.suptitle(title, x=_MARGIN / (_WIDTH + 2 * _MARGIN), y=1 - 0.1 / total, ha="left", va="top", fontsize=12)
+        figure.suptitle(title, x=_MARGIN / _TOTAL_WIDTH, y=1 - 0.1 / total, ha="left", va="top", fontsize=12)
     colors = [f"C{i % 10}" for i in range(len(events))]
     y = total - top
     for name, height in panels:
         y -= height
-        box = (_MARGIN / (_WIDTH + 2 * _MARGIN), y / total, _WIDTH / (_WIDTH + 2 * _MARGIN), height / total)
+        box = (_MARGIN / _TOTAL_WIDTH, y / total, _WIDTH / _TOTAL_WIDTH, height / total)
         axes = figure.add_axes(box, xlim=(0, duration))
         axes.set_ylabel(name, fontsize=9, color="#374151")
         axes.tick_params(labelbottom=False, labelsize=8)
@@ -91,130 +105,94 @@ def plot_events(
                 axes.axvline(i / count * duration, color="white", linewidth=1)
             axes.set(xlim=(0, duration), ylim=(0, 1), xticks=[], yticks=[])
         elif name == "masks":
-            _draw_masks(axes, masks, colors, references, duration)
+            _draw_masks(axes, masks, colors, twins, references, duration)
         elif name == "predicted":
-            _draw_rows(axes, events, colors, duration)
+            _draw_rows(axes, events, labels, colors, duration)
         else:
-            _draw_rows(axes, references, [_REFERENCE_COLOR] * len(references), duration)
+            true_colors = [_MISSED_COLOR if is_missed else _REFERENCE_COLOR for is_missed in missed]
+            _draw_rows(axes, references, true_labels, true_colors, duration)
         y -= gap
     axes.tick_params(labelbottom=True)
     axes.set_xlabel("seconds", fontsize=9)
     return figure
 
 
-def _draw_masks(axes, masks: np.ndarray, colors: list[str], references: list[dict], duration: float) -> None:
+def _iou(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    shared = min(a["end"], b["end"]) - max(a["start"], b["start"])
+    union = max(a["end"], b["end"]) - min(a["start"], b["start"])
+    return max(0.0, shared) / union if union else 1.0  # of no length, at one time
+
+
+def _twin(events: list[dict], index: int) -> int | None:
+    """The first event before this one that has its span."""
+    return next((i for i in range(index) if _iou(events[i], events[index]) > _SAME_TIOU), None)
+
+
+def _draw_masks(axes, masks: np.ndarray, colors, twins, references: list[dict], duration: float) -> None:
     for event in references:
         axes.axvspan(event["start"], event["end"], color=_REFERENCE_COLOR, alpha=0.15, linewidth=0)
     times = np.linspace(0, duration, masks.shape[1])
-    for mask, color in zip(masks, colors, strict=True):
-        axes.plot(times, mask, color=color, linewidth=1.8)
+    for mask, color, twin in zip(masks, colors, twins, strict=True):
+        # Dashed, the curve below shows through.
+        axes.plot(times, mask, color=color, linewidth=1.8, linestyle="-" if twin is None else (0, (4, 4)))
         axes.fill_between(times, mask, color=color, alpha=0.12, linewidth=0)
     axes.set(ylim=(0, 1.05), yticks=[0, 1])
 
 
-def _rows_height(events: list[dict]) -> float:
-    num_lines = sum(len(_label_lines(i, event)) for i, event in enumerate(events))
-    return max(0.3, _BAR_GAP + num_lines * _LINE + len(events) * (_BAR + 3 * _BAR_GAP))
+def _label(index: int, event: dict, note: str) -> list[str]:
+    """The lines of an event's sentence, with its number and what is told of it."""
+    known = [f"{name}{event[key]:.2f}" for key, name in _NUMBERS.items() if event.get(key) is not None]
+    notes = [*known, note] if note else known
+    text = f"{index + 1}  {event['text']}" + (f"  ({', '.join(notes)})" if notes else "")
+    return textwrap.wrap(text, _CHARACTERS_PER_LINE)
 
 
-def _label_lines(index: int, event: dict) -> list[str]:
-    known = [f"  ({note}{event[key]:.2f})" for key, note in _NUMBERS.items() if event.get(key) is not None]
-    return textwrap.wrap(f"{index + 1}  {event['text']}{''.join(known)}", _CHARACTERS_PER_LINE)
+def _rows_height(labels: list[list[str]]) -> float:
+    return max(0.3, _GAP + sum(len(lines) * _LINE + _GAP for lines in labels))
 
 
-def _draw_rows(axes, events: list[dict], colors: list[str], duration: float) -> None:
-    """One row per event: its sentence, and under it its bar. y is in inches from the top."""
-    y = _BAR_GAP
-    padding = 0.003 * duration
-    for i, (event, color) in enumerate(zip(events, colors, strict=True)):
-        lines = _label_lines(i, event)
-        left = event["start"] + event["end"] < duration
-        x = max(event["start"], padding) if left else min(event["end"], duration - padding)
-        # A dollar sign would start a formula.
-        text = "\n".join(lines).replace("$", r"\$")
-        axes.text(x, y, text, ha="left" if left else "right", va="top", fontsize=9, linespacing=1.3, color="#111827")
-        y += len(lines) * _LINE + _BAR_GAP
+def _draw_rows(axes, events: list[dict], labels: list[list[str]], colors: list[str], duration: float) -> None:
+    """One row per event: its bar, and to the right of the time line its sentence. y is in inches from the top."""
+    y = _GAP
+    for event, lines, color in zip(events, labels, colors, strict=True):
         # Bars of a frame or less would vanish.
         width = max(event["end"] - event["start"], duration / 400)
-        axes.barh(y, width, _BAR, event["start"], align="edge", color=color)
-        y += _BAR + 2 * _BAR_GAP
-    axes.set(ylim=(_rows_height(events), 0), yticks=[])
+        axes.barh(y + (_LINE - _BAR) / 2, width, _BAR, event["start"], align="edge", color=color)
+        # A dollar sign would start a formula.
+        text = "\n".join(lines).replace("$", r"\$")
+        place = {"transform": axes.get_yaxis_transform(), "ha": "left", "va": "top"}
+        ink = _MISSED_COLOR if color == _MISSED_COLOR else "#111827"
+        axes.text(1.015, y, text, fontsize=9, linespacing=1.3, color=ink, **place)
+        y += len(lines) * _LINE + _GAP
+    axes.set(ylim=(_rows_height(labels), 0), yticks=[])
     axes.grid(axis="x", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def format_srt(events: Sequence[Mapping[str, Any]]) -> str:
-    """SubRip subtitles of events, sorted by start. Overlapping events stay overlapping cues.
-
-    White space in a sentence becomes single spaces, since a blank line would end the cue; an event without text has no
-    cue. Times are rounded to milliseconds; a cue lasts at least one.
-
-    Raises:
-        ValueError: an event whose times are not `0 <= start <= end` seconds.
-    """
-    cues = []
-    for start, end, text in _cues(events):
-        text = text.replace("-->", "->")
-        cues.append(f"{len(cues) + 1}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n")
-    return "\n".join(cues)
-
-
-def format_vtt(events: Sequence[Mapping[str, Any]]) -> str:
-    """WebVTT subtitles of events, as [`format_srt`], with `&`, `<` and `>` escaped."""
-    cues = [
-        f"{_clock(start, '.')} --> {_clock(end, '.')}\n{html.escape(text, quote=False)}\n"
-        for start, end, text in _cues(events)
-    ]
-    return "\n".join(["WEBVTT\n", *cues])
-
-
-def _cues(events: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, str]]:
-    """(start, end, text) of the events that have text, in milliseconds, sorted."""
-    cues = []
-    for event in sorted(_checked(events), key=lambda event: (event["start"], event["end"])):
-        if event["text"]:
-            start = round(1000 * event["start"])
-            cues.append((start, max(start + 1, round(1000 * event["end"])), event["text"]))
-    return cues
-
-
-def _clock(milliseconds: int, decimal: str) -> str:
-    seconds, milliseconds = divmod(milliseconds, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:02}:{minutes:02}:{seconds:02}{decimal}{milliseconds:03}"
-
-
-def _checked(events: Sequence[Mapping[str, Any]]) -> list[dict]:
-    """Copies of the events with float times and white space made single spaces."""
-    checked = []
-    for i, event in enumerate(events):
-        missing = [key for key in ("start", "end", "text") if key not in event]
-        if missing:
-            raise ValueError(f"Event {i}: expected start, end and text, found only {', '.join(event) or 'nothing'}.")
-        start, end = float(event["start"]), float(event["end"])
-        if not 0 <= start <= end < math.inf:
-            raise ValueError(f"Event {i}: expected 0 <= start <= end in seconds, found start={start}, end={end}.")
-        checked.append({**event, "start": start, "end": end, "text": " ".join(str(event["text"]).split())})
-    return checked
-
-
-def format_html(events: Sequence[Mapping[str, Any]], video_src: str, title: str = "Events") -> str:
+def format_html(
+    events: Sequence[Mapping[str, Any]], video_src: str, title: str = "Events", duration: float | None = None
+) -> str:
     """A page with the video, its events on a time line, and subtitles; a click on an event plays from its start.
+
+    Keys: space plays and pauses, left and right go five seconds, j and k to the next and the previous event. Where a
+    browser cannot decode the video, the page says so and the time line stays.
 
     Args:
         events: predicted events.
         video_src: address of the video as the page sees it, e.g. `urllib.parse.quote` of a file name beside the page.
         title: heading.
+        duration: seconds of the video, for the time line of a browser that cannot tell. Defaults to the last event's end.
 
     Returns:
         HTML that loads nothing but the video.
     """
-    rows = sorted(_checked(events), key=lambda event: (event["start"], event["end"]))
-    rows = [{key: event[key] for key in ("start", "end", "text")} for event in rows]
+    kept = ("start", "end", "text", *NUMBERS)
+    rows = [{key: event[key] for key in kept if event.get(key) is not None} for event in by_time(events)]
+    length = duration or max((row["end"] for row in rows), default=0.0)
     # "</script>" in a sentence must not end the script.
     data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c")
-    return Template(_PAGE).substitute(title=html.escape(title), src=html.escape(video_src), data=data)
+    names = {"title": html.escape(title), "src": html.escape(video_src), "data": data}
+    return Template(_PAGE).substitute(names, length=json.dumps(max(float(length), 0.001)))
 
 
 _PAGE = """<!DOCTYPE html>
@@ -224,25 +202,48 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-body { font: 16px/1.45 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem; color: #111827; }
-video { width: 100%; max-height: 60vh; background: #000; }
-#line { position: relative; }
-#now { position: absolute; top: 0; bottom: 0; width: 2px; background: #dc2626; pointer-events: none; }
-button { display: block; width: 100%; padding: .45rem 0; border: 0; border-bottom: 1px solid #e5e7eb; background: none;
-         font: inherit; text-align: left; cursor: pointer; }
-button:hover, button.on { background: #eff6ff; }
-time { color: #6b7280; font-variant-numeric: tabular-nums; margin-right: .6rem; }
-.bar { height: 7px; margin-top: .3rem; border-radius: 4px; background: #2563eb; min-width: 3px; }
+:root { color-scheme: light dark; --ink: #111827; --page: #fff; --soft: #5b6472; --rule: #e5e7eb; --on: #e0edff;
+        --bar: #2563eb; --now: #dc2626; --note: #fef3c7; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e5e7eb; --page: #111418; --soft: #9aa4b2; --rule: #2b3038; --on: #1b2b45; --bar: #60a5fa;
+          --now: #f87171; --note: #4a3a10; }
+}
+body { font: 16px/1.45 system-ui, sans-serif; max-width: 56rem; margin: 0 auto; padding: 0 1rem 2rem;
+       color: var(--ink); background: var(--page); }
+h1 { font-size: 1.3rem; overflow-wrap: anywhere; }
+#top { position: sticky; top: 0; z-index: 2; background: var(--page); padding-bottom: .4rem; }
+video { display: block; width: 100%; max-height: 50vh; background: #000; }
+#note { padding: .6rem .8rem; background: var(--note); border-radius: 4px; overflow-wrap: anywhere; }
+#strip { position: relative; height: 1.4rem; margin-top: .4rem; background: var(--rule); border-radius: 4px;
+         cursor: pointer; overflow: hidden; }
+#strip i { position: absolute; top: 25%; height: 50%; min-width: 2px; background: var(--bar); opacity: .55; }
+#strip i.on { opacity: 1; }
+#now { position: absolute; top: 0; bottom: 0; width: 2px; background: var(--now); }
+button { display: block; width: 100%; padding: .45rem .3rem; border: 0; border-bottom: 1px solid var(--rule);
+         background: none; color: inherit; font: inherit; text-align: left; cursor: pointer; }
+button:hover, button[aria-current] { background: var(--on); }
+:focus-visible { outline: 3px solid var(--bar); outline-offset: -3px; }
+time, small { color: var(--soft); font-variant-numeric: tabular-nums; margin-right: .6rem; }
+.bar { height: 7px; margin-top: .3rem; border-radius: 4px; background: var(--bar); min-width: 3px; }
 </style>
 </head>
 <body>
 <h1>$title</h1>
-<video src="$src" controls playsinline></video>
-<div id="line"><div id="now"></div></div>
+<div id="top">
+<video src="$src" controls playsinline preload="metadata"></video>
+<p id="note" role="status" hidden></p>
+<div id="strip" title="click to go there"><div id="now"></div></div>
+</div>
+<div id="list"></div>
+<small>space plays and pauses, &larr; &rarr; go five seconds, j and k to the next and the previous event</small>
 <script>
 const events = $data;
-const [video, line, now] = ["video", "#line", "#now"].map((name) => document.querySelector(name));
-const clock = (s) => Math.floor(s / 60) + ":" + String(Math.floor(s % 60)).padStart(2, "0");
+const length = $length;
+const [video, note, strip, now, list] =
+  ["video", "#note", "#strip", "#now", "#list"].map((name) => document.querySelector(name));
+const clock = (s) => Math.floor(s / 60) + ":" + (s % 60 < 9.95 ? "0" : "") + (s % 60).toFixed(1);
+const total = () => Math.max(Number.isFinite(video.duration) ? video.duration : 0, length);
+const go = (time) => { video.currentTime = Math.min(Math.max(time, 0), total()); };
 const track = video.addTextTrack("captions", "Events", "en");
 track.mode = "showing";
 for (const event of events) {
@@ -251,23 +252,63 @@ for (const event of events) {
   const row = event.row = document.createElement("button");
   const time = row.appendChild(document.createElement("time"));
   time.textContent = clock(event.start) + "–" + clock(event.end);
-  row.append(event.text);
+  row.append(event.text + " ");
+  const number = row.appendChild(document.createElement("small"));
+  number.textContent = ["score", "gain", "similarity"].filter((name) => event[name] !== undefined)
+    .map((name) => name + " " + event[name].toFixed(2)).join(", ");
   event.bar = row.appendChild(document.createElement("div"));
   event.bar.className = "bar";
-  row.onclick = () => { video.currentTime = event.start; video.play(); };
-  line.append(row);
+  event.mark = strip.insertBefore(document.createElement("i"), now);
+  row.onclick = () => { go(event.start); play(); };
+  list.append(row);
+}
+function play() { video.play().catch(() => {}); }
+function warn() {
+  note.hidden = false;
+  note.textContent = "This browser cannot show the video " + decodeURIComponent(video.getAttribute("src")) +
+    ": it is not there, or is coded in a way that the browser does not know. A copy that every browser plays: " +
+    "ffmpeg -i VIDEO -c:v libx264 -pix_fmt yuv420p -c:a aac COPY.mp4";
 }
 function place() {
-  const last = Math.max(...events.map((event) => event.end), 0.001);
-  const duration = Number.isFinite(video.duration) ? video.duration : last;
   for (const event of events) {
-    event.bar.style.marginLeft = 100 * event.start / duration + "%";
-    event.bar.style.width = 100 * (event.end - event.start) / duration + "%";
-    event.row.classList.toggle("on", event.start <= video.currentTime && video.currentTime < event.end);
+    const left = 100 * event.start / total() + "%", width = 100 * (event.end - event.start) / total() + "%";
+    Object.assign(event.bar.style, {marginLeft: left, width});
+    Object.assign(event.mark.style, {left, width});
   }
-  now.style.left = 100 * video.currentTime / duration + "%";
+  show();
 }
-video.ontimeupdate = video.onloadedmetadata = place;
+function show() {
+  for (const event of events) {
+    const on = event.start <= video.currentTime && video.currentTime < event.end;
+    event.mark.classList.toggle("on", on);
+    if (on) event.row.setAttribute("aria-current", "true"); else event.row.removeAttribute("aria-current");
+  }
+  now.style.left = 100 * video.currentTime / total() + "%";
+}
+function glide() { show(); if (!video.paused && !video.ended) requestAnimationFrame(glide); }
+function step(by) {
+  const starts = events.map((event) => event.start);
+  const next = by > 0 ? starts.find((start) => start > video.currentTime + 0.05)
+                      : starts.findLast((start) => start < video.currentTime - 0.5);
+  if (next !== undefined) go(next);
+}
+strip.onclick = (click) => {
+  const box = strip.getBoundingClientRect();
+  go(total() * (click.clientX - box.left) / box.width);
+};
+document.addEventListener("keydown", (press) => {
+  const key = press.key, on = press.target;
+  if (press.ctrlKey || press.metaKey || press.altKey || on === video || (key === " " && on.tagName === "BUTTON")) return;
+  const keys = {" ": () => video.paused ? play() : video.pause(), ArrowLeft: () => go(video.currentTime - 5),
+                ArrowRight: () => go(video.currentTime + 5), j: () => step(1), k: () => step(-1)};
+  if (keys[key]) { press.preventDefault(); keys[key](); }
+});
+// A browser may know the sound alone of a video: then it has no picture, and no error either.
+video.onloadedmetadata = () => { if (!video.videoWidth) warn(); place(); };
+video.onerror = warn;
+if (video.error) warn();
+video.onplay = glide;
+video.ontimeupdate = video.onseeked = show;
 place();
 </script>
 </body>

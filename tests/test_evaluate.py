@@ -50,6 +50,8 @@ def test_scores_and_table(evaluate_py, files, capsys):
         "50.00",
         "25.00",
         "33.33",
+        "33.33",
+        "0.00",
     ]
     assert [path.name for path in (folder / "out").iterdir()] == ["scores.json"]
 
@@ -64,11 +66,14 @@ def test_missing_videos_may_be_left_out(evaluate_py, files):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"dogs": []}, r'expected the key "results".*found the keys \[\'dogs\'\]'),
-        ([1], 'expected the key "results".*found a list'),
-        ({"results": {"dogs": {}}}, r"results\['dogs'\]: expected a list of events, found dict"),
-        ({"results": {"dogs": [{"timestamp": [0, 1]}]}}, r"results\['dogs'\]\[0\]: expected .*sentence"),
-        ({"results": {"dogs": [{"timestamp": [0], "sentence": "x"}]}}, r"expected the time stamp \[start, end\]"),
+        ([1], "entry 0: expected ActivityNet's submission.*found 1"),
+        (3, "expected ActivityNet's submission.*found 3"),
+        ({"results": {"dogs": {}}}, r"video 'dogs': expected a list of events, found \{\}"),
+        ({"results": {"dogs": [{"timestamp": [0, 1]}]}}, r"video 'dogs': event 0: expected a sentence"),
+        ({"results": {"dogs": [{"timestamp": [0], "sentence": "x"}]}}, r"expected start and end, found \[0\]"),
+        ({"results": {"dogs": [{"timestamp": [0, "x"], "sentence": "x"}]}}, "expected seconds or mm:ss, found 'x'"),
+        ({"results": {"dogs": [{"timestamp": [0, 1e999], "sentence": "x"}]}}, r"found \[0.0, inf\]"),
+        ({"dogs": ["A dog runs."]}, r"video 'dogs'\[0\]: expected the time stamp .*found \[None, None\]"),
         (
             {"results": {"v_dogs": [], "dogs": []}},
             r"1 of 2 predicted videos are in no reference file, e.g. \['v_dogs'\]",
@@ -78,7 +83,7 @@ def test_missing_videos_may_be_left_out(evaluate_py, files):
 def test_wrong_predictions_say_what_is_wrong(evaluate_py, files, content, message, monkeypatch):
     folder, write = files
     write(bad=content)
-    monkeypatch.setattr(evaluate_py, "DenseVideoCaptioningMetric", None)  # nothing may be computed
+    monkeypatch.setattr("sail_hf.metric.DenseVideoCaptioningMetric", None)  # nothing may be computed
     with pytest.raises(SystemExit, match=f"(?s)error: .*{message}"):
         evaluate_py.main(arguments(folder, "bad"))
     assert not (folder / "out").exists()
@@ -108,6 +113,34 @@ def test_times_outside_of_the_video_are_said_and_scored(evaluate_py, files, capl
     assert "3 predicted events have times outside of the video or reversed" in caplog.text
     assert "dogs [0, 900] in 0 to 20 s" in caplog.text
     assert json.loads((folder / "out" / "scores.json").read_text())["num_predictions"] == 4
+
+
+def test_a_folder_of_systems_gives_a_row_each(evaluate_py, files, capsys):
+    folder, write = files
+    systems = folder / "systems"
+    (systems / "subtitles").mkdir(parents=True)
+    (systems / "subtitles" / "dogs.srt").write_text("1\n00:00:00,000 --> 00:00:08,000\nA dog runs.\n")
+    (systems / "answers.json").write_text(json.dumps({"dogs": "0 - 8 seconds, a dog. 10 - 20 seconds, it sleeps."}))
+    systems_argument = [a.replace("good.json", "systems") for a in arguments(folder)]
+    evaluate_py.main(systems_argument)
+    scores = json.loads((folder / "out" / "scores.json").read_text())
+    assert list(scores) == ["answers", "subtitles"]
+    assert (scores["answers"]["recall"], scores["subtitles"]["recall"]) == (0.5, 0.25)
+    header, *rows = [line.split() for line in capsys.readouterr().out.splitlines() if "     " in line]
+    assert header[:2] == ["F1", "F1"] and {"lift", "repeats", "spans"} <= set(header)
+    assert [row[0] for row in rows] == ["answers", "subtitles"] and all(len(row) == 8 for row in rows)
+    # A folder that is named for the videos it has is one system.
+    evaluate_py.main([a.replace("good.json", "systems/subtitles") for a in arguments(folder)])
+    assert json.loads((folder / "out" / "scores.json").read_text()) == scores["subtitles"]
+
+
+def test_names_of_files_stand_for_activitynets_ids(evaluate_py, files):
+    folder, write = files
+    write(bare={"dogs.mp4": [{"start": 0, "end": 8, "text": "A dog runs."}]})
+    row = {"duration": 20.0, "timestamps": [[0, 8]], "sentences": ["A dog runs."]}
+    write(first={"v_dogs": row}, second={"v_dogs": row})
+    evaluate_py.main(arguments(folder, "bare"))
+    assert json.loads((folder / "out" / "scores.json").read_text())["f1"] == 1
 
 
 def test_runs_as_a_program_from_another_folder(files):

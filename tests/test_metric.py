@@ -32,8 +32,11 @@ from sail_hf.metric_localization import (
     equal_spans,
     exchange_spans,
     interval_iou,
+    largest_matching,
+    one_to_one,
     order_correlations,
     precision_recall,
+    repeats,
 )
 
 
@@ -171,6 +174,82 @@ def test_precision_and_recall_agree_with_loops(videos):
             for column, tiou in enumerate(tious):
                 assert values[0, file, index, column] == pytest.approx(share(video[0], video[1 + file], tiou))
                 assert values[1, file, index, column] == pytest.approx(share(video[1 + file], video[0], tiou))
+
+
+# One to one
+
+
+def test_a_repeated_prediction_costs_and_a_long_one_serves_one_event(compute):
+    twice = compute([[event(0, 10), event(0, 10)]], [reference(event(0, 10), event(20, 30))], tious=[0.5])
+    assert (twice["precision"], twice["recall"], twice["repeats"]) == (1, 0.5, 1)
+    assert (twice["precision_one_to_one"], twice["recall_one_to_one"]) == (0.5, 0.5)
+    # IoU 0.5 with each half is above 0.3: many-to-many finds both events, one to one the one.
+    long = compute([[event(0, 10)]], [reference(event(0, 5), event(5, 10))], tious=[0.3])
+    assert (long["precision"], long["recall"], long["repeats"]) == (1, 1, 0)
+    assert (long["precision_one_to_one"], long["recall_one_to_one"]) == (1, 0.5)
+    assert long["f1_one_to_one"] == pytest.approx(2 / 3)
+
+
+def test_the_matching_is_the_largest_and_not_the_first_that_comes(compute):
+    """[0, 10] fits both events and [0, 8] the first alone: greedily taken, the first prediction blocks the second."""
+    predictions, truth = [[event(0, 10), event(0, 6)]], [reference(event(0, 7), event(3, 10))]
+    scores = compute(predictions, truth, tious=[0.65])
+    assert (scores["precision_one_to_one"], scores["recall_one_to_one"]) == (1, 1)
+
+
+def test_one_to_one_takes_each_file_for_itself(compute):
+    first, second = reference(event(0, 10), event(20, 30)), reference(event(0, 10))
+    scores = compute([[event(0, 10), event(0, 10)]], [[first, second]], tious=[0.5])
+    assert (scores["precision_one_to_one"], scores["recall_one_to_one"]) == (0.5, 1)
+
+
+def test_repeats_by_hand(compute):
+    """Three of four spans are the same to IoU 0.95; those of other videos and of no length are nobody's repeats."""
+    predictions = [[event(0, 100), event(1, 100), event(50, 60), event(0, 97)], [event(0, 100)], [event(3, 3)] * 2]
+    references = [reference(event(0, 100))] * 3
+    assert compute(predictions, references)["repeats"] == pytest.approx(3 / 7)
+    assert compute([[]], references[:1])["repeats"] == 0
+
+
+edges = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), unique=True, max_size=25)
+
+
+@settings(max_examples=200, deadline=None)
+@given(edges)
+def test_largest_matching_agrees_with_trying_everything(edges):
+    def largest(edges):
+        if not edges:
+            return 0
+        (a, b), *rest = edges
+        return max(largest(rest), 1 + largest([(c, d) for c, d in rest if c != a and d != b]))
+
+    left, right = np.array(edges, dtype=int).reshape(-1, 2).T
+    chosen = largest_matching(left, right)
+    assert len(set(left[chosen])) == len(set(right[chosen])) == len(chosen)
+    if len(edges) <= 12:
+        assert len(chosen) == largest(edges)
+    else:
+        scipy = pytest.importorskip("scipy.sparse")
+        graph = scipy.csr_matrix((np.ones(len(edges)), (left, right)), shape=(7, 7))
+        assert len(chosen) == (scipy.csgraph.maximum_bipartite_matching(graph) >= 0).sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(spans, spans), min_size=1, max_size=4))
+def test_one_to_one_is_never_above_many_to_many_and_blind_to_the_order(videos):
+    predicted, true = ([[(span, "") for span in video[k]] for video in videos] for k in range(2))
+    predictions, references = Events.from_videos(predicted), [Events.from_videos(true)]
+    arguments = (predictions.counts, references, (0.3, 0.7))
+    single = one_to_one(predictions.spans, *arguments)
+    assert (single <= precision_recall(predictions.spans, *arguments)).all()
+    number = predictions.counts[:, None]
+    np.testing.assert_allclose(single[0, 0] * number, single[1, 0] * references[0].counts[:, None])
+    # A second copy of every prediction finds no more events than there are, and never fewer.
+    twice = Events.from_videos([[*video, *video] for video in predicted])
+    doubled = one_to_one(twice.spans, twice.counts, *arguments[1:])
+    assert (doubled[1] >= single[1]).all()
+    lengths = twice.spans[:, 1] - twice.spans[:, 0]
+    assert repeats(twice) >= (lengths > 1e-6).mean() if len(lengths) else repeats(twice) == 0
 
 
 # Controls
@@ -352,6 +431,18 @@ def test_meteor_aggregate_equals_what_the_program_itself_says(java_tools):
     assert meteor_score(statistics[1]) == 1
 
 
+def test_sentences_that_lose_letters_are_counted_and_shown(compute, java_tools, caplog):
+    truth = [reference(event(0, 5, "Stra\u00dfe"), event(5, 9, "A dog jumps."), duration=10)]
+    prediction = [[event(0, 5, "caf\u00e9"), event(5, 9, "\u72d7\u8df3"), event(2, 3, "A dog.")]]
+    with caplog.at_level(logging.WARNING):
+        compute(prediction, truth, ["localization"])
+    assert not caplog.text  # no sentence is scored
+    with caplog.at_level(logging.WARNING):
+        compute(prediction, truth, ["rouge_l"])
+    assert "2 sentences change, e.g. 'caf\u00e9' becomes 'caf'" in caplog.text
+    assert "1 become empty, e.g. '\u72d7\u8df3'" in caplog.text
+
+
 # Java that fails
 
 
@@ -448,7 +539,7 @@ def test_format_table_shows_what_there_is(compute):
     predictions, references = [[event(0, 10)], [event(0, 5)]], [reference(event(0, 10), duration=10)] * 2
     table = format_table(compute(predictions, references), "mine")
     assert "captions" not in table and "controls" not in table
-    assert table.splitlines()[-1].split() == ["mine", "62.50", "62.50", "62.50"]
+    assert table.splitlines()[-1].split() == ["mine", "62.50", "62.50", "62.50", "62.50", "0.00"]
     table = format_table(compute(predictions[:1], references[:1], ["controls"]), "mine")
     assert table.splitlines()[-1].split() == ["mine", "n/a", "n/a", "n/a", "n/a"]
 

@@ -4,80 +4,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from sail_hf.visualization import format_html, format_srt, format_vtt, plot_events
-
-EVENTS = [
-    {"start": 3661.0014, "end": 3665.25, "text": "A cat\n\n sleeps --> deeply.", "score": 0.5},
-    {"start": 0.0, "end": 59.9996, "text": " Tom & <b>Jerry</b> run. "},
-    {"start": 1.5, "end": 1.5, "text": "They jump."},
-    {"start": 2.0, "end": 3.0, "text": " \n"},
-]
-
-
-def test_srt_by_hand():
-    assert format_srt(EVENTS) == (
-        "1\n00:00:00,000 --> 00:01:00,000\nTom & <b>Jerry</b> run.\n\n"
-        "2\n00:00:01,500 --> 00:00:01,501\nThey jump.\n\n"
-        "3\n01:01:01,001 --> 01:01:05,250\nA cat sleeps -> deeply.\n"
-    )
-
-
-def test_vtt_by_hand():
-    assert format_vtt(EVENTS) == (
-        "WEBVTT\n\n"
-        "00:00:00.000 --> 00:01:00.000\nTom &amp; &lt;b&gt;Jerry&lt;/b&gt; run.\n\n"
-        "00:00:01.500 --> 00:00:01.501\nThey jump.\n\n"
-        "01:01:01.001 --> 01:01:05.250\nA cat sleeps --&gt; deeply.\n"
-    )
-
-
-def test_no_events():
-    assert format_srt([]) == ""
-    assert format_vtt([]) == "WEBVTT\n"
-
-
-seconds = st.floats(min_value=0, max_value=400_000)
-any_event = st.builds(
-    lambda times, text: {"start": min(times), "end": max(times), "text": text}, st.tuples(seconds, seconds), st.text()
-)
-
-
-@given(st.lists(any_event, max_size=6))
-def test_every_event_with_text_is_one_well_formed_cue(events):
-    num_texts = sum(bool(event["text"].split()) for event in events)
-    clock = r"(\d+):([0-5]\d):([0-5]\d)[.,](\d{3})"
-    for page, header in ((format_srt(events), 0), (format_vtt(events), 1)):
-        blocks = [block for block in page.split("\n\n") if block.strip("\n")][header:]
-        assert len(blocks) == num_texts
-        previous = 0
-        for block in blocks:
-            timing, text = block.rstrip("\n").split("\n")[-2:]
-            parts = [int(part) for part in re.fullmatch(f"{clock} --> {clock}", timing).groups()]
-            start, end = (((h * 60 + m) * 60 + s) * 1000 + ms for h, m, s, ms in (parts[:4], parts[4:]))
-            assert previous <= start < end
-            assert text.strip() and "-->" not in text
-            previous = start
-
-
-@pytest.mark.parametrize(
-    "event, message",
-    [
-        (
-            {"start": 2.0, "end": 1.0, "text": "a"},
-            "Event 0: expected 0 <= start <= end in seconds, found start=2.0",
-        ),
-        ({"start": -1.0, "end": 1.0, "text": "a"}, "start=-1.0"),
-        ({"start": 0.0, "end": float("nan"), "text": "a"}, "end=nan"),
-        ({"start": 0.0, "sentence": "a"}, "expected start, end and text, found only start, sentence"),
-    ],
-)
-def test_bad_events_are_named(event, message):
-    for write in (format_srt, format_vtt, lambda events: format_html(events, "a.mp4")):
-        with pytest.raises(ValueError, match=message):
-            write([event])
+from sail_hf.visualization import format_html, plot_events
 
 
 class _Page(HTMLParser):
@@ -153,12 +81,27 @@ def test_sentences_stay_inside_the_picture_and_apart(plot):
     figure = plot(events)
     axes = figure.axes[-1]
     figure.draw_without_rendering()
-    inside = axes.get_window_extent()
+    panel, page = axes.get_window_extent(), figure.bbox
     boxes = [text.get_window_extent() for text in axes.texts]
-    bars = [bar.get_window_extent() for bar in axes.patches]
     for i, box in enumerate(boxes):
-        assert inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-        assert not any(box.overlaps(other) for other in [*bars, *boxes[:i], *boxes[i + 1 :]])
+        assert panel.x1 <= box.x0 and box.x1 <= page.x1 and panel.y0 <= box.y0 and box.y1 <= panel.y1
+        assert not any(box.overlaps(other) for other in [*boxes[:i], *boxes[i + 1 :]])
+    # Each sentence begins at the height of its bar.
+    for box, bar in zip(boxes, axes.patches, strict=True):
+        assert box.y0 < bar.get_window_extent().y0 < bar.get_window_extent().y1 < box.y1 + 2
+
+
+def test_events_with_one_span_are_told_apart_and_missed_ones_marked(plot):
+    events = [{"start": 1, "end": 5, "text": text} for text in ("One.", "Two.")] + [
+        {"start": 5, "end": 9, "text": "x"}
+    ]
+    references = [{"start": 1, "end": 6, "text": "Found."}, {"start": 0, "end": 1.2, "text": "Not found."}]
+    figure = plot(events, np.ones((3, 5)), references=references)
+    _, masks, predicted, true = figure.axes
+    assert [text.get_text() for text in predicted.texts] == ["1  One.", "2  Two.  (same span as 1)", "3  x"]
+    assert [line.get_linestyle() for line in masks.get_lines()] == ["-", "--", "-"]
+    assert [text.get_text() for text in true.texts] == ["1  Found.", "2  Not found.  (missed)"]
+    assert true.patches[0].get_facecolor() != true.patches[1].get_facecolor()
 
 
 def test_plot_of_nothing_and_wrong_masks(plot):

@@ -119,7 +119,11 @@ def main() -> None:
     print(f"made-up predictions: {NUM_PREDICTIONS} for {len(predictions)} videos, two references")
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} before the start")
 
-    for name, metrics in {"localization": ["localization"], "everything": list(METRICS)}.items():
+    for name, metrics in {
+        "localization": ["localization"],
+        "with controls": ["localization", "controls"],
+        "everything": list(METRICS),
+    }.items():
         start, cpu = time.perf_counter(), cpu_seconds()
         scores = DenseVideoCaptioningMetric().compute(**inputs, metrics=metrics)
         seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu

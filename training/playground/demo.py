@@ -23,9 +23,10 @@ from world import actor_in, render_playground
 
 from sail_hf import DenseVideoCaptioningMetric
 from sail_hf.data import write_json
+from sail_hf.export import format_srt, format_vtt
 from sail_hf.metric import METRICS, format_table
 from sail_hf.metric_localization import interval_iou
-from sail_hf.visualization import format_html, format_srt, format_vtt, plot_events
+from sail_hf.visualization import format_html, plot_events
 
 CONFIG = Path(__file__).parent / "playground.yaml"
 

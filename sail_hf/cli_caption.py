@@ -1,0 +1,70 @@
+"""`sail caption`: the events of videos."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .cli_videos import Documents, Events, calm_libraries, expand_videos, pick_device, run_over, usable
+from .hub_names import check_model_name
+
+if TYPE_CHECKING:
+    from .pipeline_sail import DenseVideoCaptioningPipeline
+
+
+def run(args: Namespace) -> int:
+    """Everything that can be checked is checked before the model is loaded. Returns the exit status."""
+    videos = expand_videos(args.videos)
+    documents = Documents(videos, args.format, args.output)
+    if args.skip_existing:
+        if not documents.is_folder:
+            raise ValueError("--skip-existing needs --output FOLDER.")
+        left = [video for video in videos if not all(file.exists() for file in documents.files_of(video))]
+        if len(left) < len(videos) and not args.quiet:
+            print(f"{len(videos) - len(left)} of {len(videos)} videos have their output already.", file=sys.stderr)
+        if not left:
+            return 0
+        documents = Documents(left, args.format, args.output)
+    given, reasons = usable(documents.videos)
+    check_model_name(args.model)
+    pipe = load_pipeline(args) if given else None
+    batches = (given[start : start + args.batch_size] for start in range(0, len(given), args.batch_size))
+    results = (result for batch in batches for result in caption_each(pipe, batch))
+    status = run_over(results, documents, reasons, "Captioning", args.quiet)
+    documents.finish()
+    return status
+
+
+def caption_each(pipe: "DenseVideoCaptioningPipeline", videos: list[str]) -> Iterator[tuple[str, Events | Exception]]:
+    """Each video with its events, or with what went wrong; if it is one of a batch, the others are done one by one."""
+    try:
+        results = pipe(videos, batch_size=len(videos))
+    except Exception as error:  # it may be any of them
+        if len(videos) == 1:
+            results = [error]
+        else:
+            for video in videos:
+                yield from caption_each(pipe, [video])
+            return
+    yield from zip(videos, results, strict=True)
+
+
+def load_pipeline(args: Namespace) -> "DenseVideoCaptioningPipeline":
+    """The pipeline of `--model` with the options of the command line.
+
+    Raises:
+        ValueError, OSError: no such model, or options that make no sense.
+    """
+    device = pick_device(args.device)
+    from transformers import pipeline
+
+    calm_libraries(args)
+    options = {name: getattr(args, name) for name in ("num_events", "localization", "frames_per_second")}
+    options |= {"chunk_length_s": args.chunk_length, "stride_length_s": args.stride, "dtype": args.dtype}
+    options = {name: value for name, value in options.items() if value is not None}
+    pipe = pipeline("dense-video-captioning", model=args.model, device=device, trust_remote_code=False, **options)
+    if (args.localization or pipe.model.resolve_generation_config().localization) == "alignment":
+        pipe.model.model.get_clip()
+    elif args.frames_per_second:
+        raise ValueError("--frames-per-second needs --localization alignment.")
+    return pipe
