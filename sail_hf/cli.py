@@ -168,7 +168,7 @@ def load_pipeline(args: argparse.Namespace) -> "DenseVideoCaptioningPipeline":
     options = {name: getattr(args, name) for name in ("num_events", "localization", "frames_per_second")}
     options |= {"chunk_length_s": args.chunk_length, "stride_length_s": args.stride}
     given = {name: value for name, value in options.items() if value is not None}
-    pipe = pipeline("dense-video-captioning", model=args.model, device=args.device, **given)
+    pipe = pipeline("dense-video-captioning", model=args.model, device=args.device, trust_remote_code=False, **given)
     if (args.localization or pipe.model.resolve_generation_config().localization) == "alignment":
         pipe.model.model.get_clip()
     elif args.frames_per_second:

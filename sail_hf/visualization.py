@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -209,7 +210,12 @@ def format_html(events: Sequence[Mapping[str, Any]], video_src: str, title: str 
 
     Returns:
         HTML that loads nothing but the video.
+
+    Raises:
+        ValueError: an address that is no http(s) one, no file and no relative path.
     """
+    if urlsplit(video_src).scheme not in ("", "http", "https", "file"):
+        raise ValueError(f"Expected an http(s) address or a file as the page's video, found {video_src[:80]!r}.")
     rows = sorted(_checked(events), key=lambda event: (event["start"], event["end"]))
     rows = [{key: event[key] for key in ("start", "end", "text")} for event in rows]
     # "</script>" in a sentence must not end the script.
