@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .alignment_sail import ALIGNMENTS
-from .clip_towers import check_model_cfg, check_text_model, clip_tokenizer
+from .clip_towers import check_towers, clip_tokenizer
 from .configuration_sail import SailVisionConfig
 from .finding import best_stretches, frame_bounds
 from .hub_names import check_clip_name
@@ -243,8 +243,7 @@ def load_clip(name: str, pretrained: str = "openai") -> SailClip:
         options = {"pretrained": pretrained, "force_quick_gelu": bool(tag.get("quick_gelu"))}
     try:
         model_cfg = open_clip.get_model_config(source)
-        check_model_cfg(model_cfg)
-        check_text_model(model_cfg["text_cfg"])
+        check_towers(model_cfg)
         model = open_clip.create_model(
             source,
             force_custom_text=True,
@@ -256,7 +255,7 @@ def load_clip(name: str, pretrained: str = "openai") -> SailClip:
         tokenizer = clip_tokenizer(model_cfg, folder)
     except UnpicklingError as error:
         raise ValueError(f"The CLIP {name!r} was not loaded: its weights hold more than tensors.") from error
-    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, FileNotFoundError) as error:
+    except Exception as error:  # of whatever kind a value of open_clip's configuration leads to
         kind = OSError if "ownload" in str(error) else ValueError
         raise kind(f"The CLIP {name!r} could not be loaded: {error}") from error
     if options.get("force_quick_gelu"):

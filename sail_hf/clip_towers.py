@@ -9,9 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from .configuration_sail import SailVisionConfig
+from .trust import check_configuration, check_size
 
 # open_clip builds both towers at once; a model without a text tower builds this one and drops it.
 _SMALLEST_TEXT_TOWER = {"context_length": 1, "vocab_size": 2, "width": 64, "heads": 1, "layers": 1}
@@ -50,13 +52,22 @@ def build_towers(vision_config: SailVisionConfig) -> tuple[nn.Module, nn.Module 
     check_model_cfg(cfg := vision_config.model_cfg)
     text_cfg = cfg["text_cfg"] if vision_config.include_text_tower else _SMALLEST_TEXT_TOWER
     check_text_model(text_cfg)
-    clip = open_clip.CustomTextCLIP(
-        embed_dim=cfg["embed_dim"],
-        vision_cfg={**cfg["vision_cfg"], "timm_model_pretrained": False},
-        text_cfg={**text_cfg, "hf_model_pretrained": False},
-        quick_gelu=cfg.get("quick_gelu", False),
-    )
+    try:
+        clip = open_clip.CustomTextCLIP(
+            embed_dim=cfg["embed_dim"],
+            vision_cfg={**cfg["vision_cfg"], "timm_model_pretrained": False},
+            text_cfg={**text_cfg, "hf_model_pretrained": False},
+            quick_gelu=cfg.get("quick_gelu", False),
+        )
+    except Exception as error:  # of whatever kind a size leads to that makes no sense
+        raise ValueError(f"The towers of this CLIP cannot be built: {type(error).__name__}: {error}") from error
     return clip.visual, clip.text if vision_config.include_text_tower else None
+
+
+def check_towers(model_cfg: dict) -> None:
+    """Raise ValueError where open_clip's `model_cfg` asks for more than towers, or for larger ones than the limits allow."""
+    with torch.device("meta"):
+        check_size(nn.ModuleList(build_towers(SailVisionConfig(model_cfg=model_cfg, include_text_tower=True))))
 
 
 def clip_tokenizer(model_cfg: dict, folder: str | None = None):
@@ -92,12 +103,13 @@ def check_model_cfg(model_cfg: Any, key: str = "model_cfg") -> None:
     if missing := {"embed_dim", "vision_cfg", "text_cfg"} - model_cfg.keys() if key == "model_cfg" else ():
         raise ValueError(f"'model_cfg' of a CLIP lacks {', '.join(sorted(missing))}.")
     for name, value in model_cfg.items():
-        if name in _ALLOWED_KEYS and value is not None:
+        if name in _ALLOWED_KEYS and (value is not None or name in ("vision_cfg", "text_cfg")):
             check_model_cfg(value, name)
         elif name in _NAMES and value is not None:
             _check_name(name, value)
         elif not all(isinstance(x, (int, float, str, type(None))) for x in (value if _is_row(value) else [value])):
             raise ValueError(f"{name!r} of a CLIP must be a number or a word, found {str(value)[:80]!r}.")
+    check_configuration(model_cfg)
 
 
 def _is_row(value: Any) -> bool:

@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 from .alignment_sail import ALIGNMENTS
 from .configuration_sail import SailConfig
 from .loss_sail import cosines
+from .trust import check_limit
 
 # Fields of ours in the generation config; a config that was made without them has these.
 LOCALIZATION_DEFAULTS = {
@@ -280,6 +281,9 @@ class SailGenerationMixin(GenerationMixin):
                 "`generate` writes one sentence for each event, so it cannot honour `num_return_sequences` above 1 or "
                 "`prompt_lookup_num_tokens`."
             )
+        for name in ("max_new_tokens", "full_max_new_tokens"):
+            check_limit("new_tokens", getattr(config, name, None) or 0, f"`{name}` asks for")
+        check_limit("beams", config.num_beams or 1, "`num_beams` asks for")
         if config.localization not in ("masks", "alignment"):
             raise ValueError(f"`localization` must be 'masks' or 'alignment', found {config.localization!r}.")
         if config.alignment not in ALIGNMENTS:

@@ -18,7 +18,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from .metric_captions import UNMATCHED_REFERENCE, CaptionScorer, clean, find_java_tools
+from .metric_captions import UNMATCHED_REFERENCE, CaptionScorer, clean, find_java_tools, first_words
 from .metric_localization import CONTROLS, Events, control_scores, localization_scores
 
 
@@ -103,7 +103,10 @@ Example:
 
 
 def checked_event(timestamp: Any, sentence: Any, where: str) -> tuple[list[float], str]:
-    """[start, end] and sentence of an event, or a ValueError that says where and what is wrong."""
+    """[start, end] and sentence of an event, or a ValueError that says where and what is wrong.
+
+    Of a sentence longer than is scored ([`first_words`]) only these words are kept, with a warning that says where.
+    """
     try:
         start, end = map(float, timestamp)
     except (TypeError, ValueError):
@@ -112,7 +115,11 @@ def checked_event(timestamp: Any, sentence: Any, where: str) -> tuple[list[float
         raise ValueError(f"{where}: expected the time stamp [start, end] in seconds, found {timestamp!r}")
     if not isinstance(sentence, str):
         raise ValueError(f"{where}: expected the sentence as a string, found {sentence!r}")
-    return [start, end], sentence
+    kept = first_words(sentence)
+    if kept != sentence:
+        found, most = (text.count(" ") + 1 for text in (sentence, kept))
+        logger.warning("%s: a sentence of %d words is scored by its first %d.", where, found, most)
+    return [start, end], kept
 
 
 def checked_prediction(events: Any, where: str) -> list[dict]:

@@ -7,6 +7,7 @@ call scores everything; the other scores are computed here.
 import gzip
 import importlib.util
 import io
+import logging
 import math
 import os
 import queue
@@ -27,6 +28,8 @@ from tqdm.auto import tqdm
 
 from .metric_localization import Events, harmonic_mean, interval_iou, pair_up
 
+logger = logging.getLogger(__name__)
+
 # What a prediction that overlaps no reference event is scored against. The 2021 line draws 10-20 random letters; every
 # token that no caption holds gives the same scores, so a fixed one serves and keeps them reproducible.
 UNMATCHED_REFERENCE = {"2021": "qzxjvkqwxzjvqk", "2018": "abc123!@#"}
@@ -34,6 +37,9 @@ UNMATCHED_REFERENCE = {"2021": "qzxjvkqwxzjvqk", "2018": "abc123!@#"}
 # What the official caption evaluation drops after PTB tokenization (upper case as there, so "-lrb-" stays).
 PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split())
 
+# Words, and tokens, of a sentence that are scored; people's longest of 85,000 has 82. METEOR's alignments of repeated words
+# grow with the square of the length: 1,000 tokens take a minute, or all of Java's memory.
+LONGEST_SENTENCE = 250
 LONGEST_PARAPHRASE = 7  # words, in METEOR 1.5's English table
 
 
@@ -137,6 +143,11 @@ def clean(sentence: str) -> str:
     return " ".join(re.sub(r"[^\x00-\x7f]", " ", sentence).split())
 
 
+def first_words(sentence: str) -> str:
+    """What is scored of a sentence: its first `LONGEST_SENTENCE` words."""
+    return " ".join(sentence.split(" ")[:LONGEST_SENTENCE])
+
+
 def write_lines(path: Path, lines: Iterable[str]) -> Path:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
@@ -162,7 +173,8 @@ def normalize(sentences: Iterable[str], tools: JavaTools, timeout: float) -> dic
             with write_lines(Path(folder, "sentences.txt"), punctuated).open() as file:
                 (lines,) = run_java([command], [len(punctuated)], "METEOR's normalizer", timeout, file)
         normal.update(zip(punctuated, lines, strict=True))
-    return normal
+    # One token, an address for example, may be thousands of words to METEOR.
+    return {sentence: first_words(words) for sentence, words in normal.items()}
 
 
 def write_paraphrases(path: Path, sentences: Iterable[str], tools: JavaTools) -> None:
@@ -319,6 +331,10 @@ class CaptionScorer:
         sources = [predictions.sentences, [UNMATCHED_REFERENCE[protocol]], *(file.sentences for file in references)]
         distinct = list(dict.fromkeys(sentence for source in sources for sentence in source))
         tokenized = dict(zip(distinct, tokenize(distinct, tools, timeout), strict=True))
+        for sentence, tokens in tokenized.items():
+            tokenized[sentence] = first_words(tokens)
+            if tokenized[sentence] != tokens:
+                logger.warning("%.40r...: scored by its first %d tokens.", sentence, LONGEST_SENTENCE)
         self.sentences = list(dict.fromkeys(tokenized.values()))
         self.grams = [ngram_counts(sentence) for sentence in self.sentences]
         text = {sentence: index for index, sentence in enumerate(self.sentences)}

@@ -1,6 +1,7 @@
 """SAIL: a video encoder, a generator of temporal masks, and a caption decoder, trained from captions alone."""
 
 from dataclasses import dataclass
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from .generation_sail import SailGenerationMixin, default_generation_config
 from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder
 from .loss_sail import IGNORE_INDEX, LossInputs, SailOutput, sail_losses
 from .masks_sail import MASK_GENERATORS, event_masks
+from .trust import check_size, check_weight_files
 
 # Frames that pass through the CLIP vision tower at a time, whatever the batch: bounds the memory.
 _FRAMES_PER_CLIP_PASS = 64
@@ -84,6 +86,17 @@ class SailPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers; ValueError for weights that are more than tensors, or outside of the model's folder."""
+        if pretrained_model_name_or_path is not None:
+            check_weight_files(pretrained_model_name_or_path)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except UnpicklingError as error:
+            name = pretrained_model_name_or_path
+            raise ValueError(f"{name} was not loaded: its weights are damaged, or more than tensors.") from error
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -126,6 +139,7 @@ class SailModel(SailPreTrainedModel):
                 tower.requires_grad_(False)
         self.video_encoder = SailVideoEncoder(config)
         self.mask_generator = MASK_GENERATORS[config.mask_generator](config)
+        check_size(self)
         self.post_init()
 
     def towers(self) -> list[nn.Module]:
@@ -300,6 +314,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         self.decoder = AutoModelForCausalLM.from_config(
             config.text_config, dtype=torch.get_default_dtype(), trust_remote_code=False
         )
+        check_size(self)
         self.post_init()
         if self.generation_config.max_new_tokens is None:
             self.generation_config = default_generation_config(config)

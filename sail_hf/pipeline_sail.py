@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
 from .clip_sail import check_captions, frame_times
+from .trust import check_limit
 from .video_processing_sail import resample_features
 from .video_reading import open_video, uniform_times
 
@@ -160,6 +161,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         size = processor.num_frames
         with open_video(video, fps=fps) as reader:
             duration = reader.duration
+            reader.limits.check("frames", size, "num_frames")
             chunks = [] if captions else chunk_bounds(duration, chunk_length_s, stride_length_s)
             pieces = [(chunk, uniform_times(size, *chunk[:2])) for chunk in chunks]
             if frames_per_second is not None:
@@ -290,8 +292,10 @@ def chunk_bounds(
         return [(0.0, duration, -infinity, infinity)]
     stride = chunk_length / 6 if stride is None else stride
     step = chunk_length - 2 * stride
+    further = (duration - chunk_length) / step
+    check_limit("chunks", further, f"`chunk_length_s` {chunk_length} divides a video of {duration:,.0f} s into")
     # The small tolerance keeps rounding from adding a chunk that covers nothing.
-    count = max(2, math.ceil((duration - chunk_length) / step - 1e-9) + 1)
+    count = max(2, math.ceil(further - 1e-9) + 1)
     starts = [index * step for index in range(count)]
     # The last chunk is moved back to end with the video, so that it is as long as the others.
     starts[-1] = duration - chunk_length

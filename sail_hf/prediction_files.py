@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
-from .data import VIDEO_EXTENSIONS
+from .data import VIDEO_EXTENSIONS, object_without_doubles
 from .export import LABEL_STUDIO_FPS
 
 Events = list[dict[str, Any]]
@@ -178,7 +178,7 @@ def read_events(path: str | Path) -> Events:
         if path.suffix.lower() in (".srt", ".vtt"):
             events = parse_subtitles(text)
         elif path.suffix.lower() == ".json":
-            content = json.loads(text)
+            content = json.loads(text, object_pairs_hook=object_without_doubles)
             by_video = None if _is_one_video(content) else _by_video(content)
             if by_video is not None and len(by_video) > 1:
                 raise ValueError(f"expected the events of one video, found {len(by_video)} videos")
@@ -238,7 +238,7 @@ def read_results(path: str | Path) -> dict[str, Events]:
             elif path.suffix.lower() == ".jsonl":
                 results = _by_video([json.loads(line) for line in text.splitlines() if line.strip()])
             else:
-                results = _by_video(json.loads(text))
+                results = _by_video(json.loads(text, object_pairs_hook=object_without_doubles))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not a JSON file: {error}") from None
         except ValueError as error:

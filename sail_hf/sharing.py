@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from .trust import check_configuration
+
 TASK = "dense-video-captioning"
 
 
@@ -23,16 +25,21 @@ class SavedWithCode:
 
 
 class LoadedByPackage:
-    """Makes a configuration or video processor of the installed package pass over what its file says of the folder's code.
+    """Makes a configuration or video processor check its file, and the installed package pass over what that says of code.
 
-    `pipeline` would ask for leave to run that code, where this package's own is at hand.
+    `pipeline` would ask for leave to run the folder's code, where this package's own is at hand.
     """
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], **kwargs):
+        """As in transformers; ValueError for a file that [`check_configuration`] refuses, or that is none."""
+        check_configuration(content)
         if __package__ == "sail_hf":
             content = {name: value for name, value in content.items() if name not in ("auto_map", "custom_pipelines")}
-        return super().from_dict(content, **kwargs)
+        try:
+            return super().from_dict(content, **kwargs)
+        except Exception as error:  # of whatever kind a value of a wrong kind leads to
+            raise ValueError(f"The file of a {cls.__name__} cannot be used: {error}") from error
 
 
 def write_code(folder: str | os.PathLike) -> None:

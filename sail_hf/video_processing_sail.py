@@ -173,7 +173,7 @@ class SailVideoProcessor(LoadedByPackage, BaseVideoProcessor):
 
         Args:
             frames: `uint8` RGB arrays `(H, W, 3)`, of any size.
-            limits: of which `held_bytes` is meant; see [`open_video`].
+            limits: of which `held_bytes` and `pixels` are meant; see [`open_video`].
             kwargs: options of the class, for this call.
 
         Returns: `float32` `(T, 3, crop_height, crop_width)`; `uint8` if neither rescaled nor normalised.
@@ -185,6 +185,10 @@ class SailVideoProcessor(LoadedByPackage, BaseVideoProcessor):
         for frame in frames:
             image = torch.from_numpy(np.require(frame, requirements=["C", "W"])).permute(2, 0, 1)
             image = image.to(options["device"])
+            for height, width in _sizes_made(image, options):
+                limits.check(
+                    "pixels", round(height * width), f"a frame of {image.shape[2]} x {image.shape[1]}, resized"
+                )
             if options["do_resize"]:
                 image = self.resize(image, options["size"], options["resample"])
             if options["do_center_crop"]:
@@ -229,6 +233,18 @@ def _as_stated(video: Any, layout: str | None) -> Any:
             f"found shape {tuple(video.shape)}"
         )
     return torch.as_tensor(video).movedim(channel, 3)
+
+
+def _sizes_made(image: torch.Tensor, options: dict[str, Any]) -> Iterable[tuple[float, float]]:
+    """Height and width of an image `(3, H, W)` after the resize, and after the crop."""
+    size = options["size"]
+    if options["do_resize"] and size.shortest_edge:
+        yield tuple(side * size.shortest_edge / min(image.shape[1:]) for side in image.shape[1:])
+    elif options["do_resize"]:
+        largest = size.longest_edge or max(size.max_height or 0, size.max_width or 0)
+        yield size.height or largest, size.width or largest
+    if options["do_center_crop"]:
+        yield options["crop_size"].height, options["crop_size"].width
 
 
 def _stack(images: list[torch.Tensor]) -> torch.Tensor:

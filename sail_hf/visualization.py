@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -185,7 +186,12 @@ def format_html(
 
     Returns:
         HTML that loads nothing but the video.
+
+    Raises:
+        ValueError: an address that is no http(s) one, no file and no relative path.
     """
+    if urlsplit(video_src).scheme not in ("", "http", "https", "file"):
+        raise ValueError(f"Expected an http(s) address or a file as the page's video, found {video_src[:80]!r}.")
     kept = ("start", "end", "text", *NUMBERS)
     rows = [{key: event[key] for key in kept if event.get(key) is not None} for event in by_time(events)]
     length = duration or max((row["end"] for row in rows), default=0.0)

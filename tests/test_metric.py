@@ -681,3 +681,14 @@ def test_recorded_controls_of_activitynet(shared, compute):
     assert [100 * humans[part] for part in ("precision", "recall", "f1")] == pytest.approx(
         (40.21, 40.17, 40.19), abs=0.05
     )
+
+
+def test_a_sentence_without_end_ends_nothing_and_is_named(compute, java_tools, caplog):
+    """36 kB of two words would take all of Java's memory, and so would one word that METEOR takes apart."""
+    events = [("a man " * 6000), "http://a.b/" * 3000, "A man runs."]
+    spans = [[0, 4], [3, 6], [6, 9]]
+    predictions = [[{"timestamp": span, "sentence": text} for span, text in zip(spans, events, strict=True)]]
+    references = [{"timestamps": spans, "sentences": events, "duration": 10.0}]
+    scores = compute(predictions, references, metrics=["meteor", "soda_c", "rouge_l"])
+    assert scores["meteor"] > 0.4 and scores["soda_c"] > 0.4
+    assert "predictions[0][0]: a sentence of 12000 words is scored by its first 250." in caplog.text
