@@ -113,17 +113,22 @@ def captioning_steps(args: SailTrainingArguments, max_steps: int) -> int:
     return round(max_steps * args.captioning_epochs / (args.num_train_epochs or 1))
 
 
+def check_stages(args: SailTrainingArguments, max_steps: int) -> None:
+    """Raise ValueError where a stage that has epochs would get none of `max_steps` steps."""
+    steps = captioning_steps(args, max_steps)
+    for name, of_stage in (("captioning_epochs", steps), ("localization_epochs", max_steps - steps)):
+        if getattr(args, name) and not of_stage:
+            raise ValueError(
+                f"`{name}` is {getattr(args, name):g}, but none of the {max_steps} steps falls to that stage: train "
+                "for more steps (more epochs, smaller batches or a larger `max_steps`), or set it to 0."
+            )
+
+
 class StageCheck(TrainerCallback):
-    """Stops at the start of training where a stage that has epochs would get no step."""
+    """[`check_stages`] at the start of training."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        steps = captioning_steps(args, state.max_steps)
-        for name, of_stage in (("captioning_epochs", steps), ("localization_epochs", state.max_steps - steps)):
-            if getattr(args, name) and not of_stage:
-                raise ValueError(
-                    f"`{name}` is {getattr(args, name):g}, but none of the {state.max_steps} steps falls to that stage: train "
-                    "for more steps (more epochs, smaller batches or a larger `max_steps`), or set it to 0."
-                )
+        check_stages(args, state.max_steps)
 
 
 class NamedBatches:

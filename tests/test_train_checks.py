@@ -177,6 +177,12 @@ def test_a_dry_run_says_what_a_run_does(place, tmp_path, capsys, monkeypatch):
     assert len(logs) == 9 and sum("loss_positive" in entry for entry in logs) == 6
 
 
+@pytest.mark.parametrize("more", [[], ["--dry_run", "true"]])
+def test_a_stage_without_a_step_is_one_sentence(place, tmp_path, more):
+    with pytest.raises(SystemExit, match="`localization_epochs` is 0.1, but none of the 3 steps falls to that stage"):
+        run(place, tmp_path, "--localization_epochs", "0.1", "--max_steps", "3", *more)
+
+
 def test_a_dry_run_lists_what_extraction_left_out(place, tmp_path, capsys):
     write_split(tmp_path / "data", "train", make_rows())
     skipped = {

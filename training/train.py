@@ -47,7 +47,7 @@ from sail_hf.clip_sail import load_clip
 from sail_hf.configuration_sail import method_fields
 from sail_hf.data import REFERENCE_COLUMNS, find_video, find_videos, read_annotations, write_json
 from sail_hf.loss_sail import LOSSES, required_columns
-from sail_hf.trainer import captioning_steps
+from sail_hf.trainer import captioning_steps, check_stages
 
 # Of a configuration, what says where it comes from, not what it is.
 NAMES_OF_SOURCES = {"clip", "_name_or_path", "transformers_version", "architectures"}
@@ -316,6 +316,7 @@ def make_trainer(
                 )
             )
     train_set, validation_set = load_data(dataset, data_args, model.config, training_args.predict_with_generate)
+    check_stages(training_args, steps_of(training_args, len(train_set))[1])
     num_captions = captions_of_a_video(data_args, model.config)
     if too_many := sum(len(captions) > num_captions for captions in train_set["captions"]):
         print(f"{too_many} of {len(train_set)} videos have more than {num_captions} captions: the rest is left out.")
@@ -336,6 +337,13 @@ def make_trainer(
 def captions_of_a_video(data_args: DataArguments, config: SailConfig) -> int:
     """How many captions of a video are learned at most."""
     return min(config.num_queries, data_args.max_captions or config.num_queries)
+
+
+def steps_of(args: SailTrainingArguments, num_videos: int) -> tuple[int, int]:
+    """Steps of an epoch, and of the whole run, as `Trainer` counts them."""
+    batches = math.ceil(num_videos / (args.per_device_train_batch_size * args.world_size))
+    steps = math.ceil(batches / args.gradient_accumulation_steps)
+    return steps, args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
 
 
 def start_of(trainer: SailTrainer, resume: bool, run: dict[str, Any]) -> Path | None:
@@ -444,10 +452,9 @@ def describe_method(model: SailForDenseVideoCaptioning) -> list[str]:
 
 
 def describe_schedule(args: SailTrainingArguments, num_videos: int) -> list[str]:
-    """Steps of both stages."""
-    batches = math.ceil(num_videos / (args.per_device_train_batch_size * args.world_size))
-    steps = math.ceil(batches / args.gradient_accumulation_steps)
-    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps)
+    """Steps of both stages (ValueError: one that has epochs would get none)."""
+    steps, total = steps_of(args, num_videos)
+    check_stages(args, total)
     first = captioning_steps(args, total)
     videos = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     updates = {"one": "1 update", "two": "2 updates", "two-summed": "2 updates, on summed gradients,"}[
