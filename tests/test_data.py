@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sail_hf.data import read_annotation_file, read_annotations, row_oddities
+from sail_hf.data import read_annotation_file, read_annotations, read_predictions, row_oddities
 
 ROW = {"duration": 10.0, "timestamps": [[0, 4.5], [5, 10]], "sentences": ["A man “walks” – über.", " He sits. "]}
 EXPECTED = {
@@ -134,6 +134,11 @@ def test_many_problems_are_cut_short(tmp_path):
         ("a.csv", "file,text\na,b\n", "expected the columns video and caption, found file, text"),
         ("a.csv", "video,caption,start\nv,a,soon\n", "line 2: expected start in seconds, found 'soon'"),
         ("a.csv", "video,caption\n,a\n", "expected the video's name"),
+        (
+            "a.csv",
+            "video,caption\nv,A cat.\nv.mp4,A dog, brown.\n",
+            "line 3: expected 2 fields, found 3, the last of them ' brown.'",
+        ),
         ("a.csv", "video,caption,start,end\nv,a,0,1\nv,b,,\n", r"time stamp 1 is \[None, None\]"),
         ("a.txt", "", "expected .json, .jsonl, .csv"),
         ("empty", None, "holds no Parquet files"),
@@ -197,3 +202,10 @@ def test_official_files_lose_nothing(shared, name):
     for row in rows:
         entry = official[row["video_id"]]
         assert row["captions"] == entry["sentences"] and row["timestamps"] == entry["timestamps"]
+
+
+def test_a_video_twice_in_a_submission_is_refused(tmp_path):
+    event = '[{"sentence": "A.", "timestamp": [0, 1]}]'
+    path = write(tmp_path / "results.json", f'{{"results": {{"v_a": {event}, "v_b": {event}, "v_a": {event}}}}}')
+    with pytest.raises(ValueError, match="results.json cannot be used: video 'v_a': this video was there before"):
+        read_predictions(path)
