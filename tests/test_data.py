@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sail_hf.data import read_annotation_file, read_annotations, read_predictions, row_oddities
+from sail_hf.data import read_annotation_file, read_annotations, row_oddities
 
 ROW = {"duration": 10.0, "timestamps": [[0, 4.5], [5, 10]], "sentences": ["A man “walks” – über.", " He sits. "]}
 EXPECTED = {
@@ -202,10 +202,3 @@ def test_official_files_lose_nothing(shared, name):
     for row in rows:
         entry = official[row["video_id"]]
         assert row["captions"] == entry["sentences"] and row["timestamps"] == entry["timestamps"]
-
-
-def test_a_video_twice_in_a_submission_is_refused(tmp_path):
-    event = '[{"sentence": "A.", "timestamp": [0, 1]}]'
-    path = write(tmp_path / "results.json", f'{{"results": {{"v_a": {event}, "v_b": {event}, "v_a": {event}}}}}')
-    with pytest.raises(ValueError, match="results.json cannot be used: video 'v_a': this video was there before"):
-        read_predictions(path)
