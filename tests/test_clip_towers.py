@@ -5,9 +5,10 @@ import json
 import sys
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import CLIP_CFG, make_clip
+from tiny import CLIP_CFG, make_clip, make_model, make_processor
 
 from sail_hf import SailConfig, SailModel, SailVisionConfig
 from sail_hf.clip_sail import load_clip
@@ -151,3 +152,57 @@ def test_what_open_clip_ships_is_allowed():
         if "multimodal_cfg" in cfg:
             continue
         check_model_cfg(cfg)
+
+
+@pytest.fixture
+def laion(monkeypatch):
+    """open_clip, but that weights of ViT-B-32 are random and small towers: a list of what it was asked for."""
+    import open_clip
+
+    asked = []
+    tiny = copy.deepcopy(CLIP_CFG)
+
+    def create_model(name, pretrained=None, force_quick_gelu=False, **options):
+        asked.append((name, pretrained, force_quick_gelu))
+        model = open_clip.CustomTextCLIP(**tiny)
+        model.visual.preprocess_cfg = {"size": 32, "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic"}
+        torch.manual_seed(len(pretrained))
+        for weights in model.parameters():
+            torch.nn.init.normal_(weights, std=0.1)
+        return model
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: copy.deepcopy(tiny))
+    return asked
+
+
+def test_weights_of_a_tag_are_remembered(laion, tmp_path):
+    """What a SAIL was made with is what it loads again for its text tower."""
+    clip = load_clip("ViT-B-32", "laion2b_s34b_b79k")
+    assert laion == [("ViT-B-32", "laion2b_s34b_b79k", False)]
+    assert (clip.vision_config.clip, clip.vision_config.pretrained) == ("ViT-B-32", "laion2b_s34b_b79k")
+    processor = make_processor()
+    model = make_model(processor, vision_config=clip.vision_config)
+    model.model.vision_tower.load_state_dict(clip.model.visual.state_dict())
+    model.save_pretrained(tmp_path / "model")
+    loaded = SailModel.from_pretrained(tmp_path / "model")
+    assert loaded.config.vision_config.pretrained == "laion2b_s34b_b79k"
+    texts = ["A man runs.", "A dog sleeps."]
+    assert torch.allclose(loaded.get_clip().encode_texts(texts), clip.encode_texts(texts))
+    assert laion[1:] == [("ViT-B-32", "laion2b_s34b_b79k", False)]
+    # OpenAI's weights of the same name are other ones, and were trained with another activation.
+    loaded = SailModel.from_pretrained(tmp_path / "model")
+    loaded.config.vision_config.pretrained = "openai"
+    with pytest.raises(ValueError, match="has other weights"):
+        loaded.get_clip()
+    assert laion[2:] == [("ViT-B-32", "openai", True)]
+
+
+def test_tags_that_are_none(tmp_path):
+    with pytest.raises(ValueError, match="weights 'laion2b_s34b_b79'; the weights of 'ViT-B-32' are: openai, laion"):
+        load_clip("ViT-B-32", "laion2b_s34b_b79")
+    make_clip(tmp_path)
+    for name in (str(tmp_path), f"local-dir:{tmp_path}", "hf-hub:org/name"):
+        with pytest.raises(ValueError, match="brings its own weights: leave out 'laion2b_s34b_b79k'"):
+            load_clip(name, "laion2b_s34b_b79k")
+    assert load_clip(str(tmp_path)).vision_config.pretrained == SailVisionConfig().pretrained == "openai"

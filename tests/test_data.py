@@ -134,6 +134,11 @@ def test_many_problems_are_cut_short(tmp_path):
         ("a.csv", "file,text\na,b\n", "expected the columns video and caption, found file, text"),
         ("a.csv", "video,caption,start\nv,a,soon\n", "line 2: expected start in seconds, found 'soon'"),
         ("a.csv", "video,caption\n,a\n", "expected the video's name"),
+        (
+            "a.csv",
+            "video,caption\nv,A cat.\nv.mp4,A dog, brown.\n",
+            "line 3: expected 2 fields, found 3, the last of them ' brown.'",
+        ),
         ("a.csv", "video,caption,start,end\nv,a,0,1\nv,b,,\n", r"time stamp 1 is \[None, None\]"),
         ("a.txt", "", "expected .json, .jsonl, .csv"),
         ("empty", None, "holds no Parquet files"),

@@ -19,6 +19,7 @@ from numbered_video import render
 from tiny import make_clip
 from work_folder import weights_digest
 
+from sail_hf.clip_sail import SailClip
 from sail_hf.video_processing_sail import SailVideoProcessor
 
 CAPTIONS = {
@@ -301,3 +302,49 @@ def test_real_videos(tmp_path, shared, clip):
         assert rows[name]["caption_features"].shape == (len(captions[name]["sentences"]), 24)
         differences = np.diff(rows[name]["video_features"].astype(float), axis=0)
         assert np.abs(differences).max(axis=1).min() > 0  # no picture stands still
+
+
+def test_values_that_are_not_finite_are_listed(tmp_path, videos, clip, monkeypatch):
+    encode = SailClip.encode_images
+    seen = []
+
+    def encode_images(self, pixels):
+        seen.append(len(pixels))
+        return encode(self, pixels) * (float("nan") if len(seen) == 2 else 1)
+
+    monkeypatch.setattr(SailClip, "encode_images", encode_images)
+    extract(annotate(tmp_path / "train.json"), videos, clip, tmp_path / "data")
+    assert list(rows_of(tmp_path / "data")) == ["v_first", "v_third"]
+    (skipped,) = json.loads((tmp_path / "data" / "skipped.json").read_text())["train"]
+    assert skipped["video_id"] == "v_second" and "video_features are not all finite" in skipped["reason"]
+
+
+def test_a_dry_run_says_what_would_be_done(tmp_path, videos, capsys):
+    (videos / "second.mkv").write_bytes(b"no video")
+    annotations = annotate(tmp_path / "train.json", {**CAPTIONS, "v_lost": ["Gone."]}, None)
+    extract(annotations, videos, "ViT-L-14", tmp_path / "data", "--dry_run")
+    printed = capsys.readouterr().out
+    assert "train: 2 of 4 videos would be used; 7 captions in all" in printed
+    assert "skipped v_lost: no such video file" in printed and "skipped v_second: " in printed
+    assert not list(tmp_path.glob("data*"))
+
+
+def test_one_video_in_two_splits_or_under_two_ids_is_refused(tmp_path, videos, clip):
+    twice = annotate(tmp_path / "twice.json", {"v_first": ["A."], "first": ["B."]}, None)
+    with pytest.raises(SystemExit, match="'v_first' and 'first' are the same video"):
+        extract(twice, videos, clip, tmp_path / "data")
+    source = tmp_path / "captions"
+    source.mkdir()
+    data = build_dataset({"train": [annotate(tmp_path / "train.json", {"v_first": ["A."]}, None)]})["train"]
+    for split in ("train", "validation"):
+        data.to_parquet(source / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(SystemExit, match="'v_first' is in the split train and in validation"):
+        extract(source, videos, clip, tmp_path / "data")
+
+
+def test_a_video_shared_by_a_copy_is_not_extracted_again(tmp_path, videos, clip, monkeypatch):
+    annotations = annotate(tmp_path / "train.json")
+    extract(annotations, videos, clip, tmp_path / "data")
+    os.utime(videos / "v_first.mp4", (1, 1))
+    monkeypatch.setattr(feature_sources.Extractor, "extract", None)
+    extract(annotations, videos, clip, tmp_path / "data")
