@@ -242,7 +242,7 @@ def read_results(path: str | Path) -> dict[str, Events]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not a JSON file: {error}") from None
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{path} cannot be used: {error}") from None
     return results
 
 
@@ -313,6 +313,11 @@ def _table(text: str, path: Path, needs_video: bool = True) -> dict[str, Events]
         raise ValueError(f"expected the columns video, start, end, caption; found {', '.join(columns) or 'none'}")
     results: dict[str, Events] = {}
     for row in reader:
+        if surplus := row.pop(None, None):
+            raise ValueError(
+                f"line {reader.line_num}: expected {len(columns)} fields, found {len(columns) + len(surplus)}: a caption "
+                'with a comma stands in quotes ("A dog, brown.")'
+            )
         item = {key: value for key, value in row.items() if value}
         video = _first(item, _VIDEO_KEYS) or ""
         results.setdefault(video_name(video), []).append(_event(item, f"line {reader.line_num}"))

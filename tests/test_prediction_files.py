@@ -154,3 +154,21 @@ def test_files_that_cannot_be_read(tmp_path, name, content, words):
     with pytest.raises(ValueError, match=words) as error:
         read_events(tmp_path / name)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("r.json", '{"results": {"a": [], "a": []}}', "video 'a': this video was there before: give"),
+        ("r.json", "{", "is not a JSON file"),
+        ("r.json", '{"a": [{"start": 1, "end": 2}]}', "video 'a': event 0: expected a sentence"),
+        ("r.jsonl", '{"start": 1}', "entry 0: expected ActivityNet's submission"),
+        ("r.csv", "video,start,end,caption\na,1,2,A dog, brown\n", "line 2: expected 4 fields, found 5"),
+        ("r.csv", "caption\nx\n", "expected the columns video, start, end, caption"),
+    ],
+)
+def test_results_that_cannot_be_read(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=words) as error:
+        read_results(tmp_path / name)
+    assert name in str(error.value)
