@@ -236,9 +236,9 @@ def read_results(path: str | Path) -> dict[str, Events]:
             if path.suffix.lower() in (".csv", ".tsv"):
                 results = _table(text, path)
             elif path.suffix.lower() == ".jsonl":
-                results = _by_video([json.loads(line) for line in text.splitlines() if line.strip()])
+                results = results_of([json.loads(line) for line in text.splitlines() if line.strip()])
             else:
-                results = _by_video(json.loads(text, object_pairs_hook=object_without_doubles))
+                results = results_of(json.loads(text, object_pairs_hook=object_without_doubles))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not a JSON file: {error}") from None
         except ValueError as error:
@@ -258,7 +258,12 @@ def reference_name(video: str, references: Container[str]) -> str | None:
     return next((name for name in names if name in references), None)
 
 
-def _by_video(content: Any) -> dict[str, Events]:
+def results_of(content: Any) -> dict[str, Events]:
+    """The events of each video in any of the forms that JSON files of many videos have.
+
+    Raises:
+        ValueError: no such form.
+    """
     results: dict[str, Events] = {}
     if isinstance(content, dict):
         inner = content.get("results", content)
@@ -283,6 +288,17 @@ def _by_video(content: Any) -> dict[str, Events]:
             raise ValueError(f"video {video!r}: {error}") from None
         results.setdefault(video_name(video), []).extend(found)
     return results
+
+
+def holds_results(content: Any) -> bool:
+    """Whether JSON holds events by video, ours or corrected in Label Studio, as against annotations."""
+    if isinstance(content, list):
+        return bool(content) and all(isinstance(task, dict) and "data" in task for task in content)
+    lists = list(content.values()) if isinstance(content, dict) else []
+    return bool(lists) and all(
+        isinstance(events, list) and all(isinstance(one, dict) and _has_times(one) for one in events)
+        for events in lists
+    )
 
 
 def _has_times(item: dict[str, Any]) -> bool:
