@@ -179,7 +179,7 @@ def read_events(path: str | Path) -> Events:
             events = parse_subtitles(text)
         elif path.suffix.lower() == ".json":
             content = json.loads(text, object_pairs_hook=object_without_doubles)
-            by_video = None if _is_one_video(content) else _by_video(content)
+            by_video = None if _is_one_video(content) else results_of(content)
             if by_video is not None and len(by_video) > 1:
                 raise ValueError(f"expected the events of one video, found {len(by_video)} videos")
             events = events_of(content) if by_video is None else next(iter(by_video.values()), [])
