@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from .cli_align import load_clip_of
-from .cli_videos import Documents, Events, expand_videos, is_url, run_over, stem_of, usable
+from .cli_videos import Documents, Events, check_writable, expand_videos, is_url, run_over, stem_of, usable
 from .hub_names import check_clip_name, check_model_name
 
 
@@ -17,6 +17,8 @@ def run(args: Namespace) -> int:
     documents = Documents(videos, args.format, args.output)
     if args.clips and (addresses := list(filter(is_url, videos))):
         raise ValueError(f"--clips cuts files, and {addresses[0]} is an address: download it first.")
+    for folder in filter(None, (args.clips, args.features)):
+        check_writable(folder)
     given, reasons = usable(videos)
     check_clip_name(args.clip) if args.clip else check_model_name(args.model)
     features: dict = {}

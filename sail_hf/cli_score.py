@@ -3,6 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
+from .cli_videos import check_writable
 from .scoring import format_scores, score_files
 
 
@@ -11,6 +12,8 @@ def run(args: Namespace) -> int:
     for path in (args.predictions, *(name.partition("#")[0] for name in args.references)):
         if not Path(path).exists():
             raise ValueError(f"There is no file or folder {path}.")
+    if args.output:
+        check_writable(Path(args.output).parent)
     options = {"metrics": args.metrics} if args.metrics else {}
     scores = score_files(
         args.predictions, args.references, args.output, protocol=args.protocol, missing=args.missing, **options

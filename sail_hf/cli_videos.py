@@ -77,6 +77,14 @@ def formats_of(formats: Sequence[str] | None, output: str | None) -> Sequence[st
     return formats or longest or ["json"]
 
 
+def check_writable(folder: str | Path) -> None:
+    """Raise ValueError where nothing can be written in a folder that is there or is to be made."""
+    folder = Path(folder)
+    place = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        raise ValueError(f"Nothing can be written in {folder}: {place} is no folder, or one to read alone.")
+
+
 @dataclass
 class Documents:
     """The documents of a run: a file for each video and format in a folder, a file for all, or the standard output.
@@ -126,11 +134,7 @@ class Documents:
                 raise ValueError(
                     f"{self.output} does not end as {self.formats[0]} does: give one of --format, --output."
                 )
-        place = Path(self.output) if self.is_folder else Path(self.output).parent
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        if not (place.is_dir() and os.access(place, os.W_OK)):
-            raise ValueError(f"--output {self.output}: nothing can be written in {place}.")
+        check_writable(Path(self.output) if self.is_folder else Path(self.output).parent)
 
     def files_of(self, video: str) -> list[Path]:
         """The files of a video, where there is one for each."""

@@ -20,6 +20,7 @@ from typing import Any
 VIDEO_EXTENSIONS = tuple(".mp4 .mkv .webm .mov .m4v .avi .mpg .mpeg .ts .flv .wmv .3gp .ogv".split())
 # Official files round: ActivityNet's last events end up to 0.5 s past the stored duration.
 MAX_OVERRUN = 0.5
+_SUBTITLES = (".srt", ".vtt")
 # What a row needs to be captioned, and to be scored.
 CAPTIONED_COLUMNS = ("video_id", "duration", "video_features")
 REFERENCE_COLUMNS = ("video_id", "duration", "captions", "timestamps", "references")
@@ -179,6 +180,8 @@ def read_annotation_file(path: str | Path) -> list[dict[str, Any]]:
     * `.jsonl`: an object a line, `{"video", "captions": [...]}` with optional `duration`, `timestamps`, `transitions`,
       or one event a line, `{"video", "caption"}` with optional `start`, `end`, `duration`.
     * `.csv`: a header and one event a line: columns `video`, `caption`, optionally `start`, `end`, `duration`.
+    * events that `sail caption` or `sail align` wrote, corrected by hand: `.srt` or `.vtt` files, one or a folder of them,
+      each named as its video; `{video: [event, ...]}` in `.json`; what Label Studio exports as JSON.
     * a folder of Parquet files, `folder#train` for one of its splits, or a `.parquet` file: a data set built by
       `build_dataset.py`; its further columns stay in the rows, feature columns do not.
 
@@ -268,6 +271,11 @@ def row_oddities(row: dict[str, Any]) -> list[str]:
 
 
 def _raw_rows(path: Path, subset: str) -> Iterable[tuple[str, dict]]:
+    subtitles = [file for file in path.iterdir() if file.suffix.lower() in _SUBTITLES] if path.is_dir() else []
+    if subtitles or path.suffix.lower() in _SUBTITLES:
+        from .prediction_files import read_events
+
+        return _from_results({file.stem: read_events(file) for file in sorted(subtitles) or [path]})
     if path.is_dir() or path.suffix == ".parquet":
         return _from_parquet(path, subset)
     readers = {".json": lambda path: _from_json(path, subset), ".jsonl": _from_jsonl, ".csv": _from_csv}
@@ -296,6 +304,10 @@ def _from_json(path: Path, subset: str) -> Iterator[tuple[str, dict]]:
     except ValueError as error:
         problem = "is not JSON" if isinstance(error, json.JSONDecodeError) else "cannot be used"
         raise ValueError(f"{path} {problem}: {error}") from None
+    from .prediction_files import holds_results, results_of
+
+    if holds_results(data):
+        return _from_results(results_of(data))
     if isinstance(data, list):
         return _from_objects((f"entry {i}", entry) for i, entry in enumerate(data))
     if not isinstance(data, dict):
@@ -303,6 +315,14 @@ def _from_json(path: Path, subset: str) -> Iterator[tuple[str, dict]]:
     database = data.get("database")
     is_database = isinstance(database, dict) and "sentences" not in database
     return _from_database(path, database, subset) if is_database else _from_official(path, data)
+
+
+def _from_results(results: dict[str, list[dict]]) -> Iterator[tuple[str, dict]]:
+    """Events by video, such as were predicted, and corrected by hand."""
+    for video, events in results.items():
+        spans = [[event["start"], event["end"]] for event in events]
+        entry = {"timestamps": spans} if any(event["start"] is not None for event in events) else {}
+        yield f"video {video!r}", _row(video, [event["text"] for event in events], entry)
 
 
 def _from_official(path: Path, data: dict) -> Iterator[tuple[str, dict]]:

@@ -115,11 +115,14 @@ def checked_event(timestamp: Any, sentence: Any, where: str) -> tuple[list[float
         raise ValueError(f"{where}: expected the time stamp [start, end] in seconds, found {timestamp!r}")
     if not isinstance(sentence, str):
         raise ValueError(f"{where}: expected the sentence as a string, found {sentence!r}")
-    kept = first_words(sentence)
-    if kept != sentence:
-        found, most = (text.count(" ") + 1 for text in (sentence, kept))
+    # Counted as they are scored: what separates words may be anything that becomes a space.
+    cleaned = clean(sentence)
+    kept = first_words(cleaned)
+    if kept != cleaned:
+        found, most = (text.count(" ") + 1 for text in (cleaned, kept))
         logger.warning("%s: a sentence of %d words is scored by its first %d.", where, found, most)
-    return [start, end], kept
+        sentence = kept
+    return [start, end], sentence
 
 
 def checked_prediction(events: Any, where: str) -> list[dict]:

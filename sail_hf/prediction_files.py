@@ -179,7 +179,7 @@ def read_events(path: str | Path) -> Events:
             events = parse_subtitles(text)
         elif path.suffix.lower() == ".json":
             content = json.loads(text, object_pairs_hook=object_without_doubles)
-            by_video = None if _is_one_video(content) else _by_video(content)
+            by_video = None if _is_one_video(content) else results_of(content)
             if by_video is not None and len(by_video) > 1:
                 raise ValueError(f"expected the events of one video, found {len(by_video)} videos")
             events = events_of(content) if by_video is None else next(iter(by_video.values()), [])
@@ -236,13 +236,13 @@ def read_results(path: str | Path) -> dict[str, Events]:
             if path.suffix.lower() in (".csv", ".tsv"):
                 results = _table(text, path)
             elif path.suffix.lower() == ".jsonl":
-                results = _by_video([json.loads(line) for line in text.splitlines() if line.strip()])
+                results = results_of([json.loads(line) for line in text.splitlines() if line.strip()])
             else:
-                results = _by_video(json.loads(text, object_pairs_hook=object_without_doubles))
+                results = results_of(json.loads(text, object_pairs_hook=object_without_doubles))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not a JSON file: {error}") from None
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{path} cannot be used: {error}") from None
     return results
 
 
@@ -258,7 +258,12 @@ def reference_name(video: str, references: Container[str]) -> str | None:
     return next((name for name in names if name in references), None)
 
 
-def _by_video(content: Any) -> dict[str, Events]:
+def results_of(content: Any) -> dict[str, Events]:
+    """The events of each video in any of the forms that JSON files of many videos have.
+
+    Raises:
+        ValueError: no such form.
+    """
     results: dict[str, Events] = {}
     if isinstance(content, dict):
         inner = content.get("results", content)
@@ -283,6 +288,17 @@ def _by_video(content: Any) -> dict[str, Events]:
             raise ValueError(f"video {video!r}: {error}") from None
         results.setdefault(video_name(video), []).extend(found)
     return results
+
+
+def holds_results(content: Any) -> bool:
+    """Whether JSON holds events by video, ours or corrected in Label Studio, as against annotations."""
+    if isinstance(content, list):
+        return bool(content) and all(isinstance(task, dict) and "data" in task for task in content)
+    lists = list(content.values()) if isinstance(content, dict) else []
+    return bool(lists) and all(
+        isinstance(events, list) and all(isinstance(one, dict) and _has_times(one) for one in events)
+        for events in lists
+    )
 
 
 def _has_times(item: dict[str, Any]) -> bool:
@@ -313,6 +329,11 @@ def _table(text: str, path: Path, needs_video: bool = True) -> dict[str, Events]
         raise ValueError(f"expected the columns video, start, end, caption; found {', '.join(columns) or 'none'}")
     results: dict[str, Events] = {}
     for row in reader:
+        if surplus := row.pop(None, None):
+            raise ValueError(
+                f"line {reader.line_num}: expected {len(columns)} fields, found {len(columns) + len(surplus)}: a caption "
+                'with a comma stands in quotes ("A dog, brown.")'
+            )
         item = {key: value for key, value in row.items() if value}
         video = _first(item, _VIDEO_KEYS) or ""
         results.setdefault(video_name(video), []).append(_event(item, f"line {reader.line_num}"))

@@ -129,7 +129,7 @@ def test_the_output_is_a_file_where_it_has_an_ending(here, expected, capsys, tmp
         ([*both, "--format", "srt", "--output", str(tmp_path / "x.srt")], "do not fit into one srt document"),
         ([*command, "--format", "srt,vtt", "--output", str(tmp_path / "x.srt")], "2 formats do not fit into"),
         ([*command, "--format", "srt", "--output", str(tmp_path / "x.vtt")], "does not end as srt does"),
-        ([*command, "--output", str(tmp_path / "all.csv" / "inside")], "nothing can be written in"),
+        ([*command, "--output", str(tmp_path / "all.csv" / "inside")], "Nothing can be written in"),
     ):
         assert main(wrong) == 1 and words in errors(capsys)
 

@@ -246,6 +246,15 @@ def test_real_videos_keep_their_sound(shared, tmp_path):
 # --- sail score and sail doctor -----------------------------------------------------------------------------------
 
 
+def test_places_are_checked_before_work(here, capsys):
+    for command in (
+        ["find", "videos", RED, *FIND, "--clips", "captions/one.srt/clips"],
+        ["find", "videos", RED, *FIND, "--features", "captions/one.srt"],
+        ["score", "captions", "captions/two.txt", "--output", "captions/one.srt/scores.json"],
+    ):
+        assert main(command) == 1 and "Nothing can be written in" in capsys.readouterr().err
+
+
 def test_score(here, capsys, tmp_path):
     reference = {
         "one": {"duration": 6.0, "timestamps": [[0, 1.5], [1.5, 4.5], [4.5, 6]], "sentences": [RED, GREEN, BLUE]}

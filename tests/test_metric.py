@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sail_hf import DenseVideoCaptioningMetric, metric_captions
-from sail_hf.metric import format_table
+from sail_hf.metric import checked_prediction, format_table
 from sail_hf.metric_captions import (
     best_ordered_sum,
     bleu_parts,
@@ -692,3 +692,7 @@ def test_a_sentence_without_end_ends_nothing_and_is_named(compute, java_tools, c
     scores = compute(predictions, references, metrics=["meteor", "soda_c", "rouge_l"])
     assert scores["meteor"] > 0.4 and scores["soda_c"] > 0.4
     assert "predictions[0][0]: a sentence of 12000 words is scored by its first 250." in caplog.text
+    # Whatever separates the words.
+    for text in ("a\tman\n" * 6000, "a\u72d7man\u72d7" * 6000):
+        (checked,) = checked_prediction([event(0, 4, text)], "here")
+        assert checked["sentence"].count(" ") == 249

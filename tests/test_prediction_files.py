@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sail_hf.data import read_annotation_file
+from sail_hf.export import FORMATS
 from sail_hf.prediction_files import parse_answer, parse_subtitles, read_events, read_results, seconds
 
 
@@ -154,3 +156,34 @@ def test_files_that_cannot_be_read(tmp_path, name, content, words):
     with pytest.raises(ValueError, match=words) as error:
         read_events(tmp_path / name)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("r.json", '{"results": {"a": [], "a": []}}', "video 'a': this video was there before: give"),
+        ("r.json", "{", "is not a JSON file"),
+        ("r.json", '{"a": [{"start": 1, "end": 2}]}', "video 'a': event 0: expected a sentence"),
+        ("r.jsonl", '{"start": 1}', "entry 0: expected ActivityNet's submission"),
+        ("r.csv", "video,start,end,caption\na,1,2,A dog, brown\n", "line 2: expected 4 fields, found 5"),
+        ("r.csv", "caption\nx\n", "expected the columns video, start, end, caption"),
+    ],
+)
+def test_results_that_cannot_be_read(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=words) as error:
+        read_results(tmp_path / name)
+    assert name in str(error.value)
+
+
+def test_corrected_events_are_captions_to_train_on(tmp_path):
+    """Each export comes back through build_dataset's reader: subtitles, JSON and Label Studio's tasks."""
+    results = {"a.mp4": [{"start": 1.0, "end": 2.0, "text": "A dog."}, {"start": 2.0, "end": 4.0, "text": "A cat."}]}
+    (tmp_path / "srt").mkdir()
+    for name, file in (("srt", "srt/a.srt"), ("vtt", "a.vtt"), ("label-studio", "tasks.json"), ("csv", "a.csv")):
+        (tmp_path / file).write_text(FORMATS[name].document(results))
+    (tmp_path / "events.json").write_text(json.dumps(results))
+    for source in ("srt", "srt/a.srt", "a.vtt", "tasks.json", "a.csv", "events.json"):
+        (row,) = read_annotation_file(tmp_path / source)
+        assert (row["video_id"], row["captions"]) == ("a", ["A dog.", "A cat."]), source
+        assert row["timestamps"] == [[1, 2], [2, 4]], source
