@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 import yaml
 
@@ -110,6 +112,9 @@ def processes() -> multiprocessing.context.BaseContext:
     """Starts processes that have the imports behind them, so that kills hit the work and not the start."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "extract_features", "align_dataset"])
+    # The server looks for them by its environment alone.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path])):
+        forkserver.ensure_running()
     return context
 
 
