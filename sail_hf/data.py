@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 # Where a video exists in several forms, the first of these is taken.
 VIDEO_EXTENSIONS = tuple(".mp4 .mkv .webm .mov .m4v .avi .mpg .mpeg .ts .flv .wmv .3gp .ogv".split())
 # Official files round: ActivityNet's last events end up to 0.5 s past the stored duration.
@@ -36,13 +38,19 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
     Parent folders are made. What an earlier run left under the temporary name is removed; after an error, `path` is as
     it was.
+
+    Raises:
+        OSError: it cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.part")
     if temporary.is_dir():
         shutil.rmtree(temporary)
-    yield temporary
+    try:
+        yield temporary
+    except SafetensorError as error:  # its only kind, for a full disk too
+        raise OSError(f"{temporary} could not be written: {error}") from error
     os.replace(temporary, path)
 
 

@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 import yaml
 
@@ -61,11 +63,12 @@ def make_inputs(folder: Path) -> None:
     ids = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = GPT2Config(vocab_size=len(tokenizer) - 3, n_embd=16, n_layer=1, n_head=2, n_positions=128, **ids)
     GPT2LMHeadModel(config).save_pretrained(folder / "decoder")
-    paths = [str(folder / name) for name in ("captions.json", "videos", "data", "clip")]
-    extract_features(ExtractArguments([paths[0]], *paths[1:], num_frames=8))
+    data, of_videos = str(folder / "data"), {"videos": str(folder / "videos"), "clip": str(folder / "clip")}
+    annotations = [str(folder / "captions.json")]
+    extract_features(ExtractArguments(annotations=annotations, **of_videos, output=data, num_frames=8))
     fields = {
         **{name: str(folder / name) for name in ("clip", "decoder")},
-        "dataset": paths[2],
+        "dataset": data,
         "num_frames": 8,
         "num_queries": 4,
         "model_config": {
@@ -110,6 +113,9 @@ def processes() -> multiprocessing.context.BaseContext:
     """Starts processes that have the imports behind them, so that kills hit the work and not the start."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "extract_features", "align_dataset"])
+    # The server looks for them by its environment alone.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path])):
+        forkserver.ensure_running()
     return context
 
 
