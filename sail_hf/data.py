@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,8 +57,10 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
+    text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        # Names of files that are not UTF-8 hold lone surrogates, for which a backslash is also JSON's own way.
+        temporary.write_bytes(text.encode("utf-8", errors="backslashreplace"))
 
 
 # --- Videos of a folder -------------------------------------------------------------------------------------------
@@ -237,6 +240,9 @@ def row_problems(row: dict[str, Any]) -> list[str]:
         for i, caption in enumerate(captions)
         if not isinstance(caption, str) or not caption.strip()
     ]
+    for text in filter(lambda text: isinstance(text, str), [row["video_id"], *captions]):
+        if re.search("[\ud800-\udfff]", text):
+            problems.append(f"{text!r} is no Unicode text: half of a surrogate pair stands alone")
     if duration is not None and not (_is_time(duration) and duration > 0):
         problems.append(f"expected a duration in seconds, found {duration!r}")
         duration = None

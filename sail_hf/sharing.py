@@ -60,7 +60,10 @@ def write_code(folder: str | os.PathLike) -> None:
     code = {"auto_map": _auto_map({"AutoConfig": SailConfig, **models}), "custom_pipelines": {TASK: pipeline}}
     for name, entries in (("config.json", code), ("processor_config.json", {"auto_map": processors})):
         if (path := folder / name).exists():
-            content = json.loads(path.read_text(encoding="utf-8")) | entries
+            try:
+                content = json.loads(path.read_text(encoding="utf-8")) | entries
+            except ValueError:  # a killed run left half of it, and what is saved next replaces it
+                continue
             if "video_processor" in content:
                 content["video_processor"]["auto_map"] = processors
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,10 +1,11 @@
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sail_hf.data import read_annotation_file, read_annotations, row_oddities
+from sail_hf.data import read_annotation_file, read_annotations, row_oddities, write_json
 
 ROW = {"duration": 10.0, "timestamps": [[0, 4.5], [5, 10]], "sentences": ["A man “walks” – über.", " He sits. "]}
 EXPECTED = {
@@ -202,3 +203,14 @@ def test_official_files_lose_nothing(shared, name):
     for row in rows:
         entry = official[row["video_id"]]
         assert row["captions"] == entry["sentences"] and row["timestamps"] == entry["timestamps"]
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    """Such a name of a file is written and read again; as a video's name or in a caption it is named."""
+    name = os.fsdecode(b"v_\xff")
+    write_json(tmp_path / "a.json", {name: 1})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: 1}
+    for entry in ({name: {"sentences": ["A man."]}}, {"v": {"sentences": ["A man.", f"It {name}."]}}):
+        (tmp_path / "b.json").write_text(json.dumps(entry))
+        with pytest.raises(ValueError, match="is no Unicode text"):
+            read_annotation_file(tmp_path / "b.json")

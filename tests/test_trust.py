@@ -356,3 +356,11 @@ def test_documented_limits_are_those_that_hold():
             number = value if name in LIMITS else value.default
             assert f"| `SAIL_MAX_{name.upper()}` | {number:,.0f} |" in text
     assert "SAIL_ALLOW_PRIVATE_ADDRESSES" in text
+
+
+def test_a_folder_half_written_by_a_killed_run_is_saved_into(folder, tmp_path):
+    """Configuration and processor are saved one after the other, into the same folder."""
+    (folder / "processor_config.json").write_text("")
+    SailForDenseVideoCaptioning.from_pretrained(folder).save_pretrained(folder)
+    make_processor().save_pretrained(folder)
+    SailProcessor.from_pretrained(folder)
