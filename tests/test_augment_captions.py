@@ -389,7 +389,7 @@ def test_command_line(tmp_path):
         done = run("generate", "--annotations", captions, "--output", log, "--base-url", server.url, "--llm", "x")
     assert done.returncode == 0, done.stderr
     assert f"{log} holds all 2 answers" in done.stdout
-    assert re.search(r"100%.*2/2 .*pair/s", done.stderr), "progress with rate and time left"
+    assert re.search(r"100%.*2/2 .*(pair/s|s/pair)", done.stderr), "progress with rate and time left"
     failed = run("generate", "--annotations", tmp_path / "no.json", "--output", log)
     assert failed.returncode == 1
     assert failed.stderr.endswith(f"error: there is no annotation file {tmp_path}/no.json\n")

@@ -462,7 +462,7 @@ def describe_schedule(args: SailTrainingArguments, num_videos: int) -> list[str]
     ]
     return [
         f"Schedule: {total} steps of {videos} videos, {steps} an epoch; learning rate {args.learning_rate:g}, "
-        f"{args.lr_scheduler_type}",
+        f"{args.lr_scheduler_type.value}",
         f"  first stage: {first} steps ({args.captioning_epochs:g} epochs)",
         f"  second stage: {total - first} steps ({args.localization_epochs:g} epochs), {updates} a step",
     ]
