@@ -92,26 +92,6 @@ def find_video(videos: dict[str, Path], video_id: str) -> Path | None:
     return None
 
 
-# --- Features of a data set ----------------------------------------------------------------------------------------
-
-
-def feature_shape(dataset: Any) -> tuple[int, int]:
-    """T, the frames of a video, and D, the size of their features, in a `datasets.Dataset` with `video_features`.
-
-    Raises:
-        ValueError: it has no such column, or no row to tell by.
-    """
-    if "video_features" not in dataset.column_names:
-        raise ValueError(f"expected the column video_features, found {', '.join(sorted(dataset.column_names))}")
-    shape = getattr(dataset.features["video_features"], "shape", (None, None))
-    if None in shape:
-        if not len(dataset):
-            raise ValueError("expected at least one row with video_features, found none")
-        features = dataset.select([0]).with_format(None)[0]["video_features"]
-        shape = len(features), len(features[0])
-    return shape
-
-
 # --- References and submissions -----------------------------------------------------------------------------------
 
 

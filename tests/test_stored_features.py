@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from stored_features import StoredFeatures
 from tiny import make_clip
 
-from sail_hf.data import feature_shape
 from sail_hf.video_processing_sail import resample_features
 
 IDS = ["v_AAAAAAAAAA1", "v_BBBBBBBBBB2", "v_CCCCCCCCCC3"]
@@ -230,18 +229,7 @@ def test_a_data_set_of_stored_features(tmp_path, clip, capsys):
     printed = capsys.readouterr().out
     assert "T = 4 frames of size D = 24" in printed and "warning" not in printed
     data = load_dataset(str(tmp_path / "data"), split="train", cache_dir=str(tmp_path / "cache"))
-    assert feature_shape(data) == (NUM_FRAMES, SIZE)
-
-
-def test_feature_shape_of_any_columns():
-    from datasets import Dataset
-
-    data = Dataset.from_dict({"video_features": [[[1.0, 2.0, 3.0]] * 5]})
-    assert feature_shape(data) == feature_shape(data.with_format("numpy")) == (5, 3)
-    with pytest.raises(ValueError, match="expected the column video_features, found captions"):
-        feature_shape(Dataset.from_dict({"captions": [["A."]]}))
-    with pytest.raises(ValueError, match="at least one row"):
-        feature_shape(data.select([]))
+    assert data.features["video_features"].shape == (NUM_FRAMES, SIZE)
 
 
 @pytest.mark.parametrize("size", [500, 512, 3072])
