@@ -77,3 +77,25 @@ def evaluate_py():
     spec.loader.exec_module(module)
     yield module
     del sys.modules[spec.name]
+
+
+@pytest.fixture
+def compute(tmp_path):
+    """The metric's scores of predictions and references."""
+    from sail_hf import DenseVideoCaptioningMetric
+
+    def compute(predictions, references, metrics=("localization",), **options):
+        metric = DenseVideoCaptioningMetric(cache_dir=str(tmp_path))
+        return metric.compute(predictions=predictions, references=references, metrics=list(metrics), **options)
+
+    return compute
+
+
+@pytest.fixture(scope="session")
+def java_tools():
+    from sail_hf.metric_captions import find_java_tools
+
+    try:
+        return find_java_tools()
+    except ImportError as error:
+        pytest.skip(str(error))
