@@ -14,7 +14,9 @@ from transformers import TrainerCallback
 
 from sail_hf import SailConfig
 
-FEATURE_COLUMNS = ["video_features", "caption_features", "transition_features"]
+FEATURE_COLUMNS = ["video_features", "caption_features", "transition_features", "frame_caption_features"]
+# Of these, what has a row for each frame.
+FRAME_COLUMNS = {"video_features", "frame_caption_features"}
 # The only columns that training sees: time stamps stay behind.
 COLUMNS = ["video_id", "captions", *FEATURE_COLUMNS]
 MAX_LISTED = 20
@@ -53,7 +55,8 @@ class TimeWarped(torch.utils.data.Dataset):
         speed = np.interp(np.linspace(0, self.num_knots - 1, num_frames), np.arange(self.num_knots), knots)
         time = np.cumsum(1 + self.strength * speed)
         place = (time - time[0]) / max(time[-1] - time[0], 1e-9) * (num_frames - 1)
-        return {**row, "video_features": row["video_features"][place.round().astype(int)]}
+        frames = place.round().astype(int)
+        return {name: value[frames] if name in FRAME_COLUMNS else value for name, value in row.items()}
 
 
 class EpochOfTimeWarp(TrainerCallback):
