@@ -85,7 +85,8 @@ def check_features(data: datasets.Dataset, config: SailConfig, source: str) -> N
     for column in FEATURE_COLUMNS:
         if column not in data.column_names:
             continue
-        sizes = {np.shape(features)[-1] for features in data[:1][column] if len(features)}
+        # A split that lacks a column which another one has gets it with nulls.
+        sizes = {np.shape(features)[-1] for features in data[:1][column] if features is not None and len(features)}
         if sizes - {config.feature_size}:
             raise ValueError(
                 f"{source} holds {column} of size {min(sizes)}, and the model takes {config.feature_size} (feature_size), as "
@@ -93,7 +94,8 @@ def check_features(data: datasets.Dataset, config: SailConfig, source: str) -> N
                 f"training/extract_features.py ... --clip {config.vision_config.clip if config.vision_config else 'CLIP'}"
             )
         if not all(np.isfinite(values(rows)).all() for rows in stored(data, column)):
-            broken = [i for i, row in enumerate(data) if not np.isfinite(np.concatenate([*row[column], []])).all()]
+            rows = [() if row[column] is None else row[column] for row in data]
+            broken = [i for i, row in enumerate(rows) if not np.isfinite(np.concatenate([*row, []])).all()]
             names = [str(data[i]["video_id"]) if "video_id" in data.column_names else f"row {i}" for i in broken]
             more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
             raise ValueError(
