@@ -9,7 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 from .sharing import LoadedByPackage, SavedWithCode
 
 # What each method sets: the rows of the paper's Figure 2a, Table 4 and Table 6, and `sail-align`, whose mask generator
-# learns from captions aligned with frames, and looks.
+# learns from captions aligned with frames, and looks; `sbs` is the next step of SAIL's authors (arXiv 2609.04183).
 METHODS = {
     "fixed": {"mask_generator": "fixed"},
     "ilcacm": {"diversity_loss_weight": 1.0},
@@ -17,6 +17,7 @@ METHODS = {
     "sail-synth": {"augmentation_loss_weight": 0.25},
     "sail-synth-hn": {"similarity_loss_weight": 1.0, "transition_hard_negatives": True},
     "sail": {"similarity_loss_weight": 1.0, "augmentation_loss_weight": 0.25},
+    "sbs": {"similarity_loss_weight": 1.0, "attraction_loss_weight": 0.4},
     "sail-align": {
         "mask_generator": "progress",
         "similarity_loss_weight": 1.0,
@@ -29,6 +30,7 @@ _OF_NO_METHOD = {
     "mask_generator": "queries",
     "similarity_loss_weight": 0.0,
     "augmentation_loss_weight": 0.0,
+    "attraction_loss_weight": 0.0,
     "diversity_loss_weight": 0.0,
     "alignment_loss_weight": 0.0,
     "transition_hard_negatives": False,
@@ -137,6 +139,15 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
         Of the whole video beside the others, as in the second stage. It keeps the counting prompt alive; 0 is Eq. 4 as published.
     similarity_loss_weight, augmentation_loss_weight, diversity_loss_weight, alignment_loss_weight (`float`, default to 1.0,
         0.25, 0.0, 0.0): Eq. 2, Eq. 3, ILCACM's diversity, and regression to segments aligned with the training captions.
+    attraction_loss_weight (`float`, defaults to 0.0; 0.4 in `sbs`):
+        Of SBS's loss: a mask between adjacent events is drawn to the caption of a frame, where what frames show changes.
+        SBS also has 22 queries on ActivityNet, 4 + 25 epochs on YouCook2, and label smoothing of a size that its paper does
+        not give: there is none here.
+    attraction_beta, attraction_alpha, attraction_theta (`float`, default to 2.0, 0.5, 0.2):
+        SBS's beta: standard deviations that the greatest change must exceed the mean by; alpha: 0 puts the mask midway
+        between the two centres, 1 at the change; theta: smallest cosine of the mask's frames with that caption.
+    attraction_widths (`list[float]`, defaults to `[0.2, 0.4, 0.6]`):
+        Widths in [0, 1] that such a mask may have; the one that fits the caption best is taken.
     transition_hard_negatives (`bool`, defaults to `False`):
         Whether synthetic captions are hard negatives in Eq. 2 (`Synth + HN` of Table 6).
     full_prompt_ids, event_prompt_ids, separator_ids (`list[int]`):
@@ -175,6 +186,11 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     joint_full_loss_weight: float | int = 1.0
     similarity_loss_weight: float | int = 1.0
     augmentation_loss_weight: float | int = 0.25
+    attraction_loss_weight: float | int = 0.0
+    attraction_beta: float | int = 2.0
+    attraction_alpha: float | int = 0.5
+    attraction_theta: float | int = 0.2
+    attraction_widths: list[float] | tuple[float, ...] = (0.2, 0.4, 0.6)
     diversity_loss_weight: float | int = 0.0
     alignment_loss_weight: float | int = 0.0
     transition_hard_negatives: bool = False
@@ -186,8 +202,8 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
 
     @classmethod
     def for_method(cls, method: str, **fields) -> "SailConfig":
-        """The configuration of a method (`METHODS`): `fixed`, `ilcacm`, `sail-sim`, `sail-synth`, `sail-synth-hn`, `sail`
-        or `sail-align`. `fields` that are given win over the method's.
+        """The configuration of a method (`METHODS`): `fixed`, `ilcacm`, `sail-sim`, `sail-synth`, `sail-synth-hn`, `sail`,
+        `sbs` or `sail-align`. `fields` that are given win over the method's.
 
         Raises:
             ValueError: no method of that name.

@@ -16,8 +16,8 @@ class SailDataCollator:
     """Makes the inputs of [`SailForDenseVideoCaptioning`] from rows of a data set.
 
     A row has `captions` (list of N sentences in order) and `video_features` `(T, D)` or `pixel_values_videos`
-    `(T, 3, H, W)`; where it has `caption_features` `(N, D)` and `transition_features` `(N - 1, D)`, the losses that need
-    them exist. Nothing else is read, `timestamps` least of all.
+    `(T, 3, H, W)`; where it has `caption_features` `(N, D)`, `transition_features` `(N - 1, D)` and `frame_caption_features`
+    `(T, D)`, the losses that need them exist. Nothing else is read, `timestamps` least of all.
 
     ```python
     rows = [
@@ -58,6 +58,11 @@ class SailDataCollator:
         videos = [_tensor(row[name]) for row in rows]
         batch[name] = pad_sequence(videos, batch_first=True)
         batch["video_attention_mask"] = pad_sequence([torch.ones(len(v), dtype=torch.long) for v in videos], True)
+        if any(row.get("frame_caption_features") is not None for row in rows):
+            of_frames = [row.get("frame_caption_features") for row in rows]
+            batch["frame_caption_features"] = _pad_features(
+                "frame_caption_features", of_frames, list(map(len, videos))
+            )
         for name, fewer in (("caption_features", 0), ("transition_features", 1)):
             counts = [len(row["captions"]) - fewer for row in rows]
             # Where no video has a second caption there is no transition.

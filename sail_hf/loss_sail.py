@@ -1,4 +1,4 @@
-"""SAIL's losses (paper section 3; ILCACM's diversity): pure functions of tensors, and the table of them.
+"""SAIL's losses (paper section 3; ILCACM's diversity; SBS's attraction): pure functions of tensors, and the table of them.
 
 Every loss is a mean over the items of the batch: tokens, events or videos. `num_items` replaces the number in the
 denominator, so that micro-batches of one optimiser step can be normalised by the whole step's count ([`count_items`]).
@@ -120,6 +120,68 @@ def augmentation_loss(
     return _mean(((1 - similarity) * gap_valid).sum(1) / counts.clamp(min=1), counts > 0, num_items)
 
 
+def frame_changes(features: Tensor) -> Tensor:
+    """1 - cosine of each frame's features with the next one's: `(B, T, D)` -> `(B, T-1)`; exactly 0 where they are equal."""
+    with torch.autocast(features.device.type, enabled=False):
+        unit = F.normalize(features.float(), dim=-1)
+        return (unit[:, 1:] - unit[:, :-1]).square().sum(-1) / 2
+
+
+def frames_at(times: Tensor, frame_mask: Tensor) -> Tensor:
+    """Index of the frame at, or last before, each of `times` `(B, N)`, normalised: SBS's kappa, counted from 0."""
+    last = frame_mask.sum(1, keepdim=True) - 1
+    return (times.float() * last).long().clamp(min=0).minimum(last)
+
+
+def change_gates(
+    changes: Tensor, centers: Tensor, event_valid: Tensor, frame_mask: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Whether one change stands out between each two adjacent events, and where (SBS, arXiv 2609.04183).
+
+    Of the changes d from the frame of one centre to that of the next: gate = sigmoid(max d - mean d - beta sd d). The paper
+    leaves open which standard deviation that is; here the population's, by which (max - mean) / sd of n changes is at most
+    sqrt(n - 1): with beta 2, gaps of fewer than 6 frames never open.
+
+    Args:
+        changes: `(B, T-1)`, [`frame_changes`] of the features of the frames' captions.
+        centers: `(B, N)` in [0, 1], ascending.
+        event_valid: `(B, N)` bool; `frame_mask`: `(B, T)`.
+
+    Returns:
+        Gates `(B, N-1)`, 0 where they are closed: below 0.5, fewer than 4 frames, changes that are all equal, padding; and
+        the places `(B, N-1)` in [0, 1] of the greatest changes, midway between their two frames.
+    """
+    frames = frames_at(centers, frame_mask)
+    index = torch.arange(changes.shape[1], device=changes.device)
+    inside = (index >= frames[:, :-1, None]) & (index < frames[:, 1:, None])
+    count = inside.sum(-1)
+    changes = changes[:, None].expand_as(inside)
+    mean = (changes * inside).sum(-1) / count.clamp(min=1)
+    deviation = ((changes - mean[:, :, None]).square() * inside).sum(-1).div(count.clamp(min=1)).sqrt()
+    greatest, place = changes.masked_fill(~inside, 0.0).max(-1)
+    excess = greatest - mean - beta * deviation
+    # Less than this is rounding: at the very limit (one change in 6 frames), and where all changes are equal.
+    rounding = 1e-6 * greatest
+    is_open = event_valid[:, 1:] & (count >= 3) & (greatest - mean > rounding) & (excess > -rounding)
+    last = (frame_mask.sum(1, keepdim=True) - 1).clamp(min=1)
+    return excess.sigmoid() * is_open, (place + 0.5) / last
+
+
+def attraction_loss(
+    similarities: Tensor, gates: Tensor, threshold: float, event_valid: Tensor, num_items: Tensor | int | None = None
+) -> Tensor:
+    """SBS: gate (1 - s), mean over a video's open gaps with s >= threshold, then over the videos that have a gap.
+
+    Args:
+        similarities: `(B, N-1)`, s: cosine of the features under a gap's mask with the caption of its frame.
+        gates: `(B, N-1)`, [`change_gates`].
+        event_valid: `(B, N)` bool. A video none of whose gaps takes part counts as 0: how many do is not known beforehand.
+    """
+    used = (gates > 0) & (similarities >= threshold)
+    of_video = (gates * (1 - similarities) * used).sum(1) / used.sum(1).clamp(min=1)
+    return _mean(of_video, event_valid.sum(1) > 1, num_items)
+
+
 def diversity_loss(
     masks: Tensor, event_valid: Tensor, threshold: float, num_items: Tensor | int | None = None
 ) -> Tensor:
@@ -167,7 +229,7 @@ class LossInputs:
         centers, widths: `(B, N)`; `masks`: `(B, N, T)`.
         make_masks: `(centers, widths, frame_mask) -> masks`.
         full_labels: `(B, L)`; `event_labels`, `complement_labels`: `(B, N, L)`.
-        caption_features: `(B, N, D)`; `transition_features`: `(B, N-1, D)`.
+        caption_features: `(B, N, D)`; `transition_features`: `(B, N-1, D)`; `frame_caption_features`: `(B, T, D)`.
     """
 
     config: SailConfig
@@ -186,6 +248,7 @@ class LossInputs:
     complement_labels: Tensor | None = None
     caption_features: Tensor | None = None
     transition_features: Tensor | None = None
+    frame_caption_features: Tensor | None = None
 
     @cached_property
     def valid(self) -> Tensor:
@@ -199,13 +262,44 @@ class LossInputs:
         return self.counts is not None and max(self.counts) > 1
 
     @cached_property
+    def middles(self) -> Tensor:
+        """`(B, N-1)`, midway between adjacent centres."""
+        return (self.centers[:, :-1] + self.centers[:, 1:]) / 2
+
+    def in_gaps(self, centers: Tensor, width: float) -> Tensor:
+        """`(B, N-1, D)`, time-averaged features under a mask for each gap, of `centers` `(B, N-1)` and one width."""
+        widths = torch.full_like(centers, width) * self.valid[:, 1:]
+        return masked_mean(self.features, self.make_masks(centers, widths, self.frame_mask))
+
+    @cached_property
     def between(self) -> Tensor | None:
-        """`(B, N-1, D)`, time-averaged features under the inter-masks, midway between adjacent centres."""
+        """`(B, N-1, D)`, [`in_gaps`] of the inter-masks, midway between adjacent centres."""
         if self.transition_features is None or not self.several:
             return None
-        widths = torch.full_like(self.centers[:, 1:], self.config.transition_width) * self.valid[:, 1:]
-        masks = self.make_masks((self.centers[:, :-1] + self.centers[:, 1:]) / 2, widths, self.frame_mask)
-        return masked_mean(self.features, masks)
+        return self.in_gaps(self.middles, self.config.transition_width)
+
+    @cached_property
+    def changes(self) -> Tensor:
+        """`(B, T-1)`, what opens the gates."""
+        return frame_changes(self.frame_caption_features)
+
+    @cached_property
+    def attraction(self) -> tuple[Tensor, Tensor] | None:
+        """Gates and cosines `(B, N-1)` of [`attraction_loss`], each cosine that of the width that fits best."""
+        if self.frame_caption_features is None or not self.several or not self.changes.shape[1]:
+            return None
+        config = self.config
+        gates, places = change_gates(
+            self.changes, self.centers.detach(), self.valid, self.frame_mask, config.attraction_beta
+        )
+        centers = self.middles + config.attraction_alpha * (places - self.middles)
+        videos = torch.arange(len(centers), device=centers.device)[:, None]
+        captions = self.frame_caption_features[videos, frames_at(centers.detach(), self.frame_mask)].float()
+        similarities = [
+            F.cosine_similarity(self.in_gaps(centers, width).float(), captions, dim=-1)
+            for width in config.attraction_widths
+        ]
+        return gates, torch.stack(similarities).amax(0)
 
     @cached_property
     def hinges(self) -> Tensor | None:
@@ -216,12 +310,18 @@ class LossInputs:
         masked = masked_mean(self.features, self.masks)
         return similarity_hinges(masked, self.caption_features, self.valid, self.config.similarity_margin, *hard)
 
-    def active_hinges(self) -> Tensor | None:
-        """Share of Eq. 2's hinges above 0."""
-        if self.hinges is None or not self.config.similarity_loss_weight:
-            return None
-        counted = self.valid & (self.valid.sum(1, keepdim=True) > 1)
-        return (self.hinges > 0).float().sum() / counted.sum()
+    def shares(self) -> dict[str, Tensor]:
+        """Those of [`SHARES`] whose loss is computed."""
+        found = {}
+        if self.hinges is not None and self.config.similarity_loss_weight:
+            counted = self.valid & (self.valid.sum(1, keepdim=True) > 1)
+            found["active_hinges"] = (self.hinges > 0).float().sum() / counted.sum()
+        if self.config.attraction_loss_weight and self.attraction is not None:
+            gates, similarities = self.attraction
+            num_gaps, is_open = self.valid[:, 1:].sum(), gates > 0
+            found["open_gates"] = is_open.sum() / num_gaps
+            found["attracted_gaps"] = (is_open & (similarities >= self.config.attraction_theta)).sum() / num_gaps
+        return found
 
     def event_pass(self, labels: Tensor, weights: Tensor, num_items: Tensor | None, at_least: int) -> Tensor | None:
         """[`caption_loss`] of the events' labels after frames weighted by `weights` `(B, N, T)`, a row an event.
@@ -267,6 +367,13 @@ def _augmentation(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None
     return augmentation_loss(inputs.between, inputs.transition_features, inputs.valid, num_items)
 
 
+def _attraction(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
+    if inputs.attraction is None:
+        return None
+    gates, similarities = inputs.attraction
+    return attraction_loss(similarities, gates, inputs.config.attraction_theta, inputs.valid, num_items)
+
+
 def _diversity(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
     if not inputs.several:
         return None
@@ -305,9 +412,12 @@ LOSSES = (
     Loss("negative", "negative_loss_weight", "negative_tokens", (), _negative),
     Loss("similarity", "similarity_loss_weight", "multi_event_videos", ("caption_features",), _similarity),
     Loss("augmentation", "augmentation_loss_weight", "multi_event_videos", ("transition_features",), _augmentation),
+    Loss("attraction", "attraction_loss_weight", "multi_event_videos", ("frame_caption_features",), _attraction),
     Loss("diversity", "diversity_loss_weight", "multi_event_videos", (), _diversity),
     Loss("alignment", "alignment_loss_weight", "events", ("caption_features",), _alignment),
 )
+# What describes the losses of the masks in [`SailOutput`] and in logs, in [0, 1].
+SHARES = ("active_hinges", "open_gates", "attracted_gaps")
 
 
 @dataclass
@@ -316,10 +426,13 @@ class SailOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): weighted sum of the parts that the batch allows (Eq. 4).
-        loss_full, loss_positive, loss_negative, loss_similarity, loss_augmentation, loss_diversity, loss_alignment
-            (`torch.FloatTensor` of shape `()`, *optional*): the parts, unweighted; `None` where the batch has no item.
+        loss_full, loss_positive, loss_negative, loss_similarity, loss_augmentation, loss_attraction, loss_diversity,
+            loss_alignment (`torch.FloatTensor` of shape `()`, *optional*): the parts, unweighted; `None` where the batch has no item.
         active_hinges (`torch.FloatTensor` of shape `()`, *optional*):
             Share of Eq. 2's hinges above 0. Near 1 all along, the margin is out of reach and masks tend to collapse.
+        open_gates, attracted_gaps (`torch.FloatTensor` of shape `()`, *optional*):
+            Share of the gaps between adjacent events whose gate opens ([`change_gates`]), and that also reach theta, so
+            that [`attraction_loss`] has them.
         event_centers, event_widths, event_masks, hidden_states, attentions, mask_attentions: as in [`SailModelOutput`].
     """
 
@@ -329,9 +442,12 @@ class SailOutput(ModelOutput):
     loss_negative: Tensor | None = None
     loss_similarity: Tensor | None = None
     loss_augmentation: Tensor | None = None
+    loss_attraction: Tensor | None = None
     loss_diversity: Tensor | None = None
     loss_alignment: Tensor | None = None
     active_hinges: Tensor | None = None
+    open_gates: Tensor | None = None
+    attracted_gaps: Tensor | None = None
     event_centers: Tensor | None = None
     event_widths: Tensor | None = None
     event_masks: Tensor | None = None

@@ -391,6 +391,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         complement_labels: Tensor | None = None,
         caption_features: Tensor | None = None,
         transition_features: Tensor | None = None,
+        frame_caption_features: Tensor | None = None,
         num_items_in_batch: dict[str, Tensor] | None = None,
         durations: Tensor | None = None,
         **kwargs,
@@ -406,6 +407,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
                 `loss_positive`, `loss_negative`. A video with one event has no complement.
             caption_features: `(B, N, D)` CLIP text features -> `loss_similarity` (Eq. 2).
             transition_features: `(B, N-1, D)` CLIP text features of the synthetic sentences -> `loss_augmentation` (Eq. 3).
+            frame_caption_features: `(B, T, D)` CLIP text features of a caption of each frame -> `loss_attraction` (SBS).
             num_items_in_batch: denominators of the losses ([`count_items`]) where one optimiser step spans several batches or
                 processes; see [`SailTrainer`]. Defaults to this batch's own.
             durations, kwargs: as in [`SailModel.forward`].
@@ -420,8 +422,11 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             "caption_features": (caption_features, size),
         }
         given = {name: value for name, (value, _) in of_events.items() if value is not None}
-        if num_events is None and (given or transition_features is not None):
-            raise ValueError(f"`num_events` is needed beside {', '.join(given) or 'transition_features'}.")
+        between = {"transition_features": transition_features, "frame_caption_features": frame_caption_features}
+        if num_events is None and (
+            needing := [*given, *(name for name, value in between.items() if value is not None)]
+        ):
+            raise ValueError(f"`num_events` is needed beside {', '.join(needing)}.")
         events = next((value.shape[1] for value in given.values() if value.ndim == 3), None)
         counts = None if num_events is None else num_events.tolist()
         if counts and not 0 < min(counts) <= max(counts) <= (events or max(counts)):
@@ -442,6 +447,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             for name, (value, last) in of_events.items():
                 _check_shape(name, value, (batch, events, last))
             _check_shape("transition_features", transition_features, (batch, events - 1, size))
+            _check_shape("frame_caption_features", frame_caption_features, features.shape)
         inputs = LossInputs(
             config=self.config,
             features=features,
@@ -459,12 +465,13 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             complement_labels=complement_labels,
             caption_features=caption_features,
             transition_features=transition_features,
+            frame_caption_features=frame_caption_features,
         )
         losses = sail_losses(inputs, num_items_in_batch)
         return SailOutput(
             loss=losses.pop("total", None),
             **{f"loss_{name}": value for name, value in losses.items()},
-            active_hinges=inputs.active_hinges(),
+            **inputs.shares(),
             event_centers=outputs.event_centers,
             event_widths=outputs.event_widths,
             event_masks=outputs.event_masks,

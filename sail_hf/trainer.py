@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .data import CAPTIONED_COLUMNS, REFERENCE_COLUMNS, reference_sets, submission, write_json
-from .loss_sail import LOSSES, SailOutput, count_items
+from .loss_sail import LOSSES, SHARES, SailOutput, count_items
 from .modeling_sail import SailForDenseVideoCaptioning
 from .processing_sail import SailProcessor
 
@@ -285,8 +285,9 @@ class SailTrainer(Trainer):
             if outputs.get(name) is not None:
                 # Already divided by the count of the whole step, so micro-batches and processes add up to it.
                 self._loss_sums[name][self.state.global_step] += outputs[name].detach()
-        if outputs.active_hinges is not None:
-            self._mask_values["active_hinges"].append(outputs.active_hinges.detach())
+        for name in SHARES:
+            if outputs.get(name) is not None:
+                self._mask_values[name].append(outputs[name].detach())
         if outputs.event_widths is not None:
             # Both are 0 past a video's events.
             events = (outputs.event_widths > 0).sum()

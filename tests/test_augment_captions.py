@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from answer_log import clean_answer, collect_answers, open_log, read_log
 from augment_captions import (
     PROMPT_DIGEST,
     SYSTEM_PROMPT,
@@ -13,19 +14,15 @@ from augment_captions import (
     MergeArguments,
     Pair,
     caption_pairs,
-    clean_answer,
-    collect_answers,
     generate,
     main,
     merge,
-    open_log,
-    read_log,
-    take_shard,
 )
 from build_dataset import BuildArguments
 from build_dataset import write_dataset as build
 from chat_server import chat_server
 from datasets import load_dataset
+from work_folder import take_shard
 
 from sail_hf.data import read_annotation_file
 

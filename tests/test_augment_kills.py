@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from augment_captions import GenerateArguments, UnansweredError, generate, read_log
+from answer_log import UnansweredError, read_log
+from augment_captions import GenerateArguments, generate
 from chat_server import chat_server
 from tiny_llm import make_tiny_llm
 

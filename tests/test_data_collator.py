@@ -13,6 +13,7 @@ ROWS = [
         "video_features": np.array([[1, 2], [3, 4], [5, 6]], dtype=np.float16),
         "caption_features": np.array([[1, 0], [0, 1]], dtype=np.float32),
         "transition_features": np.array([[7, 8]], dtype=np.float32),
+        "frame_caption_features": np.array([[1, 1], [2, 2], [3, 3]], dtype=np.float16),
         "timestamps": [[0, 1], [1, 2]],
         "duration": 2.0,
     },
@@ -21,6 +22,7 @@ ROWS = [
         "video_features": [[9.0, 10.0], [11.0, 12.0]],
         "caption_features": [[2.0, 2.0]],
         "transition_features": [],
+        "frame_caption_features": [[4.0, 4.0], [5.0, 5.0]],
         "timestamps": [[0, 1]],
         "duration": 2.0,
     },
@@ -35,6 +37,7 @@ def test_a_batch_is_padded_with_zeros_and_minus_100(processor):
     assert batch["num_events"].tolist() == [2, 1]
     assert batch["caption_features"].tolist() == [[[1, 0], [0, 1]], [[2, 2], [0, 0]]]
     assert batch["transition_features"].tolist() == [[[7, 8]], [[0, 0]]]
+    assert batch["frame_caption_features"].tolist() == [[[1, 1], [2, 2], [3, 3]], [[4, 4], [5, 5], [0, 0]]]
     first, second = (processor.caption_labels(row["captions"]) for row in ROWS)
     full = [first["full_labels"], second["full_labels"]]
     assert [row[row != -100].tolist() for row in batch["full_labels"]] == full
@@ -47,7 +50,7 @@ def test_a_batch_is_padded_with_zeros_and_minus_100(processor):
 def test_time_stamps_stay_behind(processor):
     """Nothing but captions and features reaches training, whatever else a row holds."""
     known = {"video_features", "video_attention_mask", "caption_features", "transition_features"}
-    known |= {"num_events", "full_labels", "event_labels", "complement_labels"}
+    known |= {"frame_caption_features", "num_events", "full_labels", "event_labels", "complement_labels"}
     assert set(SailDataCollator(processor)(ROWS)) == known
     moved = [{**row, "timestamps": [[100, 200]] * len(row["captions"]), "duration": 999.0} for row in ROWS]
     before, after = SailDataCollator(processor)(ROWS), SailDataCollator(processor)(moved)
@@ -57,7 +60,7 @@ def test_time_stamps_stay_behind(processor):
 def test_columns_that_are_not_there_bring_nothing(processor):
     rows = [{name: row[name] for name in ("captions", "video_features")} for row in ROWS]
     batch = SailDataCollator(processor)(rows)
-    assert "caption_features" not in batch and "transition_features" not in batch
+    assert not {"caption_features", "transition_features", "frame_caption_features"} & set(batch)
     rows = [{**row, "caption_features": None} for row in rows]
     assert "caption_features" not in SailDataCollator(processor)(rows)
 
@@ -113,6 +116,8 @@ def test_frames_instead_of_features(processor):
         ({"transition_features": np.zeros((0, 2))}, "transition_features"),
         ({"transition_features": np.zeros((3, 2))}, "transition_features"),
         ({"caption_features": np.zeros((5, 2))}, "caption_features"),
+        ({"frame_caption_features": np.zeros((2, 2))}, "frame_caption_features"),
+        ({"frame_caption_features": None}, "frame_caption_features"),
     ],
 )
 def test_rows_that_do_not_fit_are_named(processor, change, words):
@@ -132,7 +137,8 @@ def test_a_column_in_a_part_of_the_rows_is_an_error(processor):
 
 
 def test_tensors_as_rows(processor):
-    rows = [{**ROWS[0], "video_features": tensor([[1.0, 2.0]]), "caption_features": tensor([[1.0, 0.0], [0.0, 1.0]])}]
+    changed = {"video_features": tensor([[1.0, 2.0]]), "caption_features": tensor([[1.0, 0.0], [0.0, 1.0]])}
+    rows = [{**ROWS[0], **changed, "frame_caption_features": tensor([[3.0, 4.0]])}]
     batch = SailDataCollator(processor)(rows)
     assert batch["video_features"].tolist() == [[[1, 2]]]
     assert batch["caption_features"].tolist() == [[[1, 0], [0, 1]]]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from augment_captions import GenerateArguments, MergeArguments, Pair, generate, merge, read_log
+from answer_log import read_log
+from augment_captions import GenerateArguments, MergeArguments, Pair, generate, merge
 from build_dataset import BuildArguments
 from build_dataset import write_dataset as build
 from hub_server import Repository, hub_server

@@ -29,6 +29,11 @@ from sail_hf.loss_sail import count_items
 from sail_hf.masks_sail import event_masks
 
 LOSSES = [loss.name for loss in TABLE]
+# Every loss at once; the gates of the attraction open wherever a gap has 4 frames.
+EVERY_LOSS = {
+    **{"method": "sail-align", "diversity_loss_weight": 1.0},
+    **{"attraction_loss_weight": 0.4, "attraction_beta": -10.0, "attraction_theta": -1.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +135,7 @@ def test_the_mask_type_is_a_config(processor, batch, mask_type):
         ("sail-synth", {"full", "positive", "negative", "augmentation"}),
         ("sail-synth-hn", {"full", "positive", "negative", "similarity"}),
         ("sail", {"full", "positive", "negative", "similarity", "augmentation"}),
+        ("sbs", {"full", "positive", "negative", "similarity", "attraction"}),
         ("sail-align", {"full", "positive", "negative", "similarity", "augmentation", "alignment"}),
     ],
 )
@@ -310,7 +316,7 @@ def test_each_input_brings_its_loss(model, batch, given, losses):
 
 
 def test_videos_with_one_caption_add_no_negative_and_no_nan(processor):
-    model = make_model(processor, method="sail-align", diversity_loss_weight=1.0)
+    model = make_model(processor, **EVERY_LOSS)
     row = make_rows()[2]
     single = SailDataCollator(processor)([row, row])
     output = model(**single)
@@ -320,7 +326,7 @@ def test_videos_with_one_caption_add_no_negative_and_no_nan(processor):
 
 
 def test_every_gradient_of_a_mixed_batch_is_finite(processor, batch):
-    model = make_model(processor, method="sail-align", diversity_loss_weight=1.0).train()
+    model = make_model(processor, **EVERY_LOSS).train()
     output = model(**batch)
     assert present(output) == set(LOSSES)
     output.loss.backward()
@@ -356,12 +362,13 @@ def reached(model, loss):
 
 
 def test_what_each_loss_trains(processor, batch):
-    model = make_model(processor, method="sail-align", diversity_loss_weight=1.0, diversity_threshold=0.0)
+    model = make_model(processor, **EVERY_LOSS, diversity_threshold=0.0)
     output = model(**batch)
     masks, captioner = {"model.mask_generator"}, {"model.video_encoder", "decoder"}
     assert reached(model, output.loss_similarity) == masks
     assert reached(model, output.loss_augmentation) == masks
     assert reached(model, output.loss_diversity) == masks
+    assert reached(model, output.loss_attraction) == masks
     assert reached(model, output.loss_alignment) == masks
     assert reached(model, output.loss_full) == captioner
     assert reached(model, output.loss_positive) == masks | captioner
@@ -372,7 +379,7 @@ def test_the_clip_towers_are_frozen_and_stay_in_evaluation_mode(clip_model, batc
     clip_model.train()
     assert not clip_model.model.vision_tower.training and not clip_model.model.text_tower.training
     assert clip_model.model.video_encoder.training
-    inputs = {name: v for name, v in batch.items() if name not in ("video_features", "video_attention_mask")}
+    inputs = {name: v for name, v in batch.items() if not name.startswith(("video_", "frame_"))}
     clip_model(pixel_values_videos=torch.randn(3, 4, 3, 32, 32), **inputs).loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in clip_model.model.vision_tower.parameters())
     clip_model.zero_grad()
@@ -462,7 +469,7 @@ def test_autocast_trains(processor, batch):
 @pytest.mark.parametrize("mask_generator", ["queries", "progress"])
 def test_padding_frames_and_labels_changes_nothing(processor, mask_generator):
     """Padding by events is what a batch of videos with different numbers has; see the next test."""
-    model = make_model(processor, method="sail-align", diversity_loss_weight=1.0, mask_generator=mask_generator)
+    model = make_model(processor, **EVERY_LOSS, mask_generator=mask_generator)
     rows = make_rows(num_frames=(5, 4, 3))
     plain = SailDataCollator(processor)(rows[:2])
     padded = {
@@ -472,6 +479,7 @@ def test_padding_frames_and_labels_changes_nothing(processor, mask_generator):
         "num_events": plain["num_events"],
         "caption_features": plain["caption_features"],
         "transition_features": plain["transition_features"],
+        "frame_caption_features": torch.nn.functional.pad(plain["frame_caption_features"], (0, 0, 0, 3), value=7.0),
     }
     padded["video_features"][1, 4] = 7.0
     for name in ("full_labels", "event_labels", "complement_labels"):
@@ -488,7 +496,7 @@ def test_padding_frames_and_labels_changes_nothing(processor, mask_generator):
 @pytest.mark.parametrize("mask_generator", ["queries", "progress"])
 def test_a_batch_equals_its_videos_one_by_one(processor, batch, mask_generator):
     """Losses are means: over tokens, or over the videos with more than one caption, of what single videos give."""
-    model = make_model(processor, method="sail", diversity_loss_weight=1.0, mask_generator=mask_generator)
+    model = make_model(processor, **{**EVERY_LOSS, "alignment_loss_weight": 0.0}, mask_generator=mask_generator)
     rows = make_rows(num_frames=(8, 5, 6))
     collate = SailDataCollator(processor)
     singles = [collate([row]) for row in rows]
@@ -508,6 +516,7 @@ def test_a_batch_equals_its_videos_one_by_one(processor, batch, mask_generator):
         "negative": "negative_tokens",
         "similarity": "multi_event_videos",
         "augmentation": "multi_event_videos",
+        "attraction": "multi_event_videos",
         "diversity": "multi_event_videos",
     }
     assert present(together) == items.keys()

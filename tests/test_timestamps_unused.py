@@ -17,7 +17,8 @@ MODEL = {
 def write_dataset(folder: Path, timestamps: list | None, captions: list[list[str]] = CAPTIONS) -> str:
     vector = List(Value("float32"), length=24)
     features = {"captions": List(Value("string")), "video_features": List(vector), "caption_features": List(vector)}
-    features |= {"transition_features": List(vector), "timestamps": List(List(Value("float64")))}
+    features |= {"transition_features": List(vector), "frame_caption_features": List(vector)}
+    features |= {"timestamps": List(List(Value("float64")))}
     rows = []
     for i, row in enumerate(make_rows()):
         arrays = {name: value.numpy() for name, value in row.items() if name != "captions"}

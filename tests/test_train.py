@@ -148,6 +148,7 @@ def test_unknown_fields_of_model_and_generation_are_named(place, tmp_path, argum
         ("sail", "transition_features", "transition_features"),
         ("sail-synth-hn", "transition_features", "transition_features"),
         ("sail-align", "caption_features", "caption_features"),
+        ("sbs", "frame_caption_features", "frame_caption_features.*caption_frames"),
     ],
 )
 def test_a_column_that_the_method_needs_is_missed_before_training(place, tmp_path, method, column, words):
@@ -263,7 +264,8 @@ def test_captions_without_transitions_are_refused_before_features_are_extracted(
 
 def test_nothing_but_captions_and_features_reaches_training(place):
     columns = train.load_split(str(place / "data"), "train", train.COLUMNS).column_names
-    assert set(columns) == {"video_id", "captions", "video_features", "caption_features", "transition_features"}
+    features = {"video_features", "caption_features", "transition_features", "frame_caption_features"}
+    assert set(columns) == {"video_id", "captions", *features}
 
 
 def test_a_split_or_folder_that_is_not_there(place, tmp_path):
@@ -389,7 +391,8 @@ def test_two_processes_give_the_single_process_run(place, run):
 
 
 def test_time_warp_keeps_frames_in_order_and_leaves_the_rest_alone():
-    row = {"captions": ["A.", "B."], "video_features": np.arange(20, dtype=np.float32)[:, None]}
+    frames = np.arange(20, dtype=np.float32)[:, None]
+    row = {"captions": ["A.", "B."], "video_features": frames, "frame_caption_features": 10 * frames}
     warped = train.TimeWarped([row], strength=0.7)
     draws = []
     for epoch in range(20):
@@ -399,6 +402,7 @@ def test_time_warp_keeps_frames_in_order_and_leaves_the_rest_alone():
         frames = draw["video_features"][:, 0]
         assert len(frames) == 20 and frames[0] == 0 and frames[-1] == 19
         assert (np.diff(frames) >= 0).all()
+        assert (draw["frame_caption_features"][:, 0] == 10 * frames).all()
         assert draw["captions"] == row["captions"]
     assert len({tuple(draw["video_features"][:, 0]) for draw in draws}) > 10
     # Drawn by epoch, row and seed, whatever was drawn before.

@@ -30,6 +30,7 @@ def rows_of(num_frames=8, size=24):
         for name, count in (("video", num_frames), ("caption", len(row["captions"]))):
             row[f"{name}_features"] = torch.randn(count, size, generator=generator)
         row["transition_features"] = torch.randn(len(row["captions"]) - 1, size, generator=generator)
+        row["frame_caption_features"] = torch.randn(num_frames, size, generator=generator)
     return rows
 
 
@@ -82,7 +83,9 @@ def test_a_trained_model_meets_its_own_kind_of_features(place, tmp_path):
         train.main([str(tmp_path / "on.yaml"), "--output_dir", str(tmp_path / "on"), *words])
 
 
-@pytest.mark.parametrize("column", ["video_features", "caption_features", "transition_features"])
+@pytest.mark.parametrize(
+    "column", ["video_features", "caption_features", "transition_features", "frame_caption_features"]
+)
 def test_a_feature_that_is_not_finite_names_its_video(place, tmp_path, column):
     rows = rows_of()
     rows[3][column][0, 5], rows[7][column][0, 0] = torch.nan, torch.inf

@@ -309,6 +309,16 @@ def test_logs_are_means_over_the_steps_since_the_last(tmp_path, processor, rows)
         assert 0 < entry["mean_event_width"] < 1 and 0 < entry["mean_event_center"] < 1
 
 
+def test_how_many_gates_open_is_logged(tmp_path, processor, rows):
+    """With a threshold that no cosine reaches, none takes part in the loss."""
+    config = {"method": "sbs", "mask_generator": "progress", "attraction_beta": -10.0, "attraction_theta": 1.1}
+    trainer = make_trainer(tmp_path, processor, rows, captioning_epochs=0, config=config, logging_steps=2)
+    trainer.train()
+    (entry,) = logs_of(trainer)
+    assert parts_of(entry) == LOCALIZATION - {"loss_augmentation"} | {"loss_attraction"}
+    assert 0 < entry["open_gates"] <= 1 and entry["attracted_gaps"] == entry["loss_attraction"] == 0
+
+
 def test_evaluation_is_the_loss_of_everything_whatever_the_stage(tmp_path, processor, rows):
     trainer = make_trainer(tmp_path, processor, rows, per_device_eval_batch_size=6)
     with torch.no_grad():

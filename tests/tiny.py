@@ -98,7 +98,7 @@ def make_model(processor: SailProcessor, seed: int = 0, **fields) -> SailForDens
 
 def make_rows(seed: int = 0, num_frames: tuple[int, ...] = (8, 8, 8)) -> list[dict]:
     """Data set rows for `CAPTIONS` with random features."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, of_frames = (torch.Generator().manual_seed(number) for number in (seed, seed + 1000))
     rows = []
     for captions, frames in zip(CAPTIONS, num_frames, strict=True):
         rows.append(
@@ -107,6 +107,7 @@ def make_rows(seed: int = 0, num_frames: tuple[int, ...] = (8, 8, 8)) -> list[di
                 "video_features": torch.randn(frames, 24, generator=generator),
                 "caption_features": torch.randn(len(captions), 24, generator=generator),
                 "transition_features": torch.randn(len(captions) - 1, 24, generator=generator),
+                "frame_caption_features": torch.randn(frames, 24, generator=of_frames),
             }
         )
     return rows

@@ -19,6 +19,7 @@ def features_of(num_frames: int, size: int) -> Features:
             "video_features": Array2D((num_frames, size), "float16"),
             "caption_features": Array2D((None, size), "float16"),
             "transition_features": List(List(Value("float16"))),
+            "frame_caption_features": Array2D((num_frames, size), "float16"),
         }
     )
 

@@ -35,7 +35,7 @@ class Request:
     """A question: chat messages, and the seed that its sampling depends on."""
 
     name: str
-    messages: list[dict[str, str]]
+    messages: list[dict]
     seed: int
 
 

@@ -177,7 +177,7 @@ def check_losses(config: SailConfig, columns: Iterable[str]) -> None:
             raise ValueError(
                 f"Method {config.method} needs the column {column} ({weight} is {getattr(config, weight)}); the data "
                 f"set has {sorted(columns)}. Choose another method, or add the column: training/augment_captions.py writes "
-                "transitions, training/extract_features.py makes features of them."
+                "transitions, of which training/extract_features.py makes features; training/caption_frames.py captions frames."
             )
 
 

@@ -14,7 +14,9 @@ from transformers import TrainerCallback
 
 from sail_hf import SailConfig
 
-FEATURE_COLUMNS = ["video_features", "caption_features", "transition_features"]
+FEATURE_COLUMNS = ["video_features", "caption_features", "transition_features", "frame_caption_features"]
+# Of these, what has a row for each frame.
+FRAME_COLUMNS = {"video_features", "frame_caption_features"}
 # The only columns that training sees: time stamps stay behind.
 COLUMNS = ["video_id", "captions", *FEATURE_COLUMNS]
 MAX_LISTED = 20
@@ -53,7 +55,8 @@ class TimeWarped(torch.utils.data.Dataset):
         speed = np.interp(np.linspace(0, self.num_knots - 1, num_frames), np.arange(self.num_knots), knots)
         time = np.cumsum(1 + self.strength * speed)
         place = (time - time[0]) / max(time[-1] - time[0], 1e-9) * (num_frames - 1)
-        return {**row, "video_features": row["video_features"][place.round().astype(int)]}
+        frames = place.round().astype(int)
+        return {name: value[frames] if name in FRAME_COLUMNS else value for name, value in row.items()}
 
 
 class EpochOfTimeWarp(TrainerCallback):
@@ -82,7 +85,8 @@ def check_features(data: datasets.Dataset, config: SailConfig, source: str) -> N
     for column in FEATURE_COLUMNS:
         if column not in data.column_names:
             continue
-        sizes = {np.shape(features)[-1] for features in data[:1][column] if len(features)}
+        # A split that lacks a column which another one has gets it with nulls.
+        sizes = {np.shape(features)[-1] for features in data[:1][column] if features is not None and len(features)}
         if sizes - {config.feature_size}:
             raise ValueError(
                 f"{source} holds {column} of size {min(sizes)}, and the model takes {config.feature_size} (feature_size), as "
@@ -90,7 +94,8 @@ def check_features(data: datasets.Dataset, config: SailConfig, source: str) -> N
                 f"training/extract_features.py ... --clip {config.vision_config.clip if config.vision_config else 'CLIP'}"
             )
         if not all(np.isfinite(values(rows)).all() for rows in stored(data, column)):
-            broken = [i for i, row in enumerate(data) if not np.isfinite(np.concatenate([*row[column], []])).all()]
+            rows = [() if row[column] is None else row[column] for row in data]
+            broken = [i for i, row in enumerate(rows) if not np.isfinite(np.concatenate([*row, []])).all()]
             names = [str(data[i]["video_id"]) if "video_id" in data.column_names else f"row {i}" for i in broken]
             more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
             raise ValueError(
