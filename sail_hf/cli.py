@@ -86,8 +86,11 @@ def _add_align(parser: argparse.ArgumentParser) -> None:
     add("--captions", metavar="FILE", required=True, help=text)
     _add_clip(parser)
     _add_output(parser)
-    text = "captions in order without overlap (default), in order with overlap, or in any order"
-    add("--alignment", choices=("ordered", "overlapping", "unordered"), default="ordered", help=text)
+    text = (
+        "captions in order without overlap (default), in order with overlap, in any order, or in order and drawn towards "
+        "equal shares as far as the frames leave it open"
+    )
+    add("--alignment", choices=("ordered", "overlapping", "unordered", "expected"), default="ordered", help=text)
     text = "higher leaves out more of what no caption fits (default: 0)"
     add("--gap-level", type=_number, default=0.0, metavar="X", help=text)
     add("--compare", action="store_true", help="tell how far the times were off that the captions came with")

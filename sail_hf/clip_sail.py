@@ -116,7 +116,8 @@ class SailClip:
             frames_per_second: frames that are looked at in a second of video, hence how fine the times are; in all never
                 fewer than captions.
             alignment: `"ordered"` (captions in order, segments disjoint), `"overlapping"` (in order, segments may grow
-                into each other) or `"unordered"`; see [`align_ordered`], [`align_overlapping`], [`align_unordered`].
+                into each other), `"unordered"`, or `"expected"` (in order, near equal shares where frames say little); see
+                [`align_ordered`], [`align_overlapping`], [`align_unordered`], [`align_expected`].
             gap_level: higher leaves out more frames that fit no caption well.
             fps: frames per second of a video that is an array or a list of images.
 

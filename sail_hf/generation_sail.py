@@ -104,7 +104,7 @@ class SailGenerationMixin(GenerationMixin):
 
         * `"masks"`: by the mask generator. With `num_events`, no whole-video caption is made.
         * `"alignment"`: by aligning the sentences of the whole-video caption to the frames, with `alignment`
-          (`"ordered"`, `"overlapping"` or `"unordered"`, see [`align_ordered`]) and `gap_level`. Needs `tokenizer` and
+          (`"ordered"`, `"overlapping"`, `"unordered"` or `"expected"`, see [`align_ordered`]) and `gap_level`. Needs `tokenizer` and
           CLIP's text tower ([`SailModel.get_clip`] finds it). There are at most as many events as frames. With
           `num_events`, the first that many sentences count; a video whose caption has fewer, or none at all, falls back
           on the mask generator.

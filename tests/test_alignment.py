@@ -7,12 +7,19 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sail_hf.alignment_sail import align_ordered, align_overlapping, align_unordered, segment_ordered
+from sail_hf.alignment_sail import (
+    ALIGNMENTS,
+    align_expected,
+    align_ordered,
+    align_overlapping,
+    align_unordered,
+    segment_ordered,
+)
 
-METHODS = [align_ordered, align_overlapping, align_unordered]
+METHODS = list(ALIGNMENTS.values())
 
 
 def videos(min_captions=1, max_captions=4, max_frames=9):
@@ -111,7 +118,6 @@ def test_ordered_segments_are_disjoint_in_order_and_inside_the_video(similaritie
 
 
 @pytest.mark.parametrize("align", METHODS)
-@settings(deadline=None)  # the first comparison imports for longer than a deadline
 @given(videos(), st.sampled_from([0.01, 0.25, 8.0]), st.sampled_from([-2.0, 0.0, 3.0]), st.data())
 def test_scale_and_shift_of_similarities_change_only_the_gains_scale(align, similarities, scale, shift, data):
     captions = data.draw(hnp.arrays(np.float64, (1, similarities.shape[1], 1), elements=st.integers(-2, 2)))
@@ -218,7 +224,7 @@ def test_as_many_captions_as_frames_gives_each_its_frame(num_captions):
 def test_more_captions_than_frames_is_refused_by_the_ordered_variants():
     similarities = torch.rand(2, 3, 5)
     frame_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
-    for align in (align_ordered, align_overlapping):
+    for align in (align_ordered, align_overlapping, align_expected):
         with pytest.raises(ValueError, match="video 1 of the batch has 3 captions but 2 frames. Sample more frames"):
             align(similarities, frame_mask)
     assert align_unordered(similarities, frame_mask).segments[1].amax() <= 2

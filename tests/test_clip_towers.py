@@ -121,7 +121,7 @@ KEYS = "embed_dim vision_cfg text_cfg hf_tokenizer_name hf_model_name tokenizer_
 KEYS += "timm_model_name act_kwargs norm_kwargs clean bpe_path auto_map cache_dir layers width image_size".split()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_generated_configuration_runs_code(evil, data):
     """Each is refused by a ValueError, or holds only what is listed: then no value of it is a path."""

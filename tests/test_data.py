@@ -174,7 +174,7 @@ def test_oddities_are_no_problems(tmp_path):
     assert row_oddities(EXPECTED) == []
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=4))
 def test_any_text_is_kept(tmp_path_factory, captions):
     path = tmp_path_factory.mktemp("any") / "a.json"

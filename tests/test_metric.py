@@ -40,7 +40,7 @@ def as_coco(pairs):
     return {i: [reference] for i, (_, reference) in enumerate(pairs)}, hypotheses
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sentence_pairs)
 def test_cider_rouge_and_bleu_equal_pycocoevalcap(pairs):
     pytest.importorskip("pycocoevalcap.cider.cider")
@@ -71,7 +71,7 @@ def test_rouge_l_by_hand():
     assert rouge_l("", "a man") == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 4), st.integers(0, 4), st.integers(0, 1000))
 def test_ordered_matching_agrees_with_trying_everything(rows, columns, seed):
     weights = np.random.default_rng(seed).random((rows, columns))

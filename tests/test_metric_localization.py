@@ -109,7 +109,7 @@ times = st.floats(-5, 100, allow_nan=False).map(lambda value: round(value, 1))
 spans = st.lists(st.tuples(times, times), max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(spans, spans, spans), min_size=1, max_size=4))
 def test_precision_and_recall_agree_with_loops(videos):
     def iou(a, b):
@@ -168,7 +168,7 @@ def test_repeats_by_hand(compute):
 edges = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), unique=True, max_size=25)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(edges)
 def test_largest_matching_agrees_with_trying_everything(edges):
     def largest(edges):
@@ -188,7 +188,7 @@ def test_largest_matching_agrees_with_trying_everything(edges):
         assert len(chosen) == (scipy.csgraph.maximum_bipartite_matching(graph) >= 0).sum()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(spans, spans), min_size=1, max_size=4))
 def test_one_to_one_is_never_above_many_to_many_and_blind_to_the_order(videos):
     predicted, true = ([[(span, "") for span in video[k]] for video in videos] for k in range(2))
@@ -261,7 +261,7 @@ def test_lift_repeats_with_its_seed(compute):
     assert lifts[0] == lifts[1] != lifts[2]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(0, 1000))
 def test_exchange_gives_every_video_another_ones_spans(counts, seed):
     counts = np.array(counts)

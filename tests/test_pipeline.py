@@ -302,7 +302,7 @@ def test_videos_that_cannot_be_read(pipe, video, options, words):
 # --- long videos --------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     duration=st.floats(0.5, 5000),
     chunk=st.floats(0.5, 600),

@@ -254,7 +254,7 @@ KEYS = """auto_map custom_pipelines attn_implementation experts_implementation q
     architectures tokenizer_class torch_dtype num_queries feature_size""".split()
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_generated_configuration_runs_code(sound, evil_folder, data):
     """500 configurations: each is a configuration of ours or a ValueError, whatever stands where."""

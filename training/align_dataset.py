@@ -46,8 +46,8 @@ class AlignArguments:
     pretrained: str = HfArg(default="openai", help="With --clip: open_clip's tag of the weights.")
     model: str | None = HfArg(default=None, help="Folder or name of a SAIL, whose CLIP is used.")
     frames_per_second: float = HfArg(default=2.0, help="Frames looked at, hence how fine times are.")
-    alignment: Literal["ordered", "overlapping", "unordered"] = HfArg(
-        default="ordered", help="Captions in order apart, in order, or in any order."
+    alignment: Literal["ordered", "overlapping", "unordered", "expected"] = HfArg(
+        default="ordered", help="Captions in order apart, in order, in any order; or as is expected to hit most."
     )
     gap_level: float = HfArg(default=0.0, help="Higher leaves out more frames that fit no caption well.")
     shard: str = HfArg(default=WHOLE, help="Share of the videos to align here, such as 2/4.")
