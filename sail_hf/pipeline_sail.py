@@ -311,10 +311,12 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         if num_events is None:
             yield from found
             return
-        events = sorted(chain.from_iterable(found), key=lambda event: -event["score"])
+        events = list(chain.from_iterable(found))
         if len(events) < num_events:
             logger.warning(f"Only {len(events)} of {num_events} events were found: others were in two chunks at once.")
-        yield sort_events(events[:num_events])
+        if len(events) > num_events:
+            events = sorted(events, key=lambda event: -event["score"])[:num_events]
+        yield sort_events(events)
 
     def _are_alike(self, one: str, other: str) -> bool:
         features = self.model.model.get_clip().encode_texts([one, other])[None]

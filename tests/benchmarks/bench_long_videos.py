@@ -51,7 +51,6 @@ WAYS = {
     "stream": lambda pipe, video: pipe.stream(video),
     "stream, aligned": lambda pipe, video: pipe.stream(video, **ALIGNED),
     "list": lambda pipe, video: iter([pipe(video)]),
-    "list, aligned": lambda pipe, video: iter([pipe(video, **ALIGNED)]),
 }
 
 
