@@ -15,6 +15,7 @@ sys.path.append(str(FOLDER.parent / "training"))
 
 from augment_captions import PROMPT_DIGEST, SYSTEM_PROMPT, USER_PROMPT  # noqa: E402
 
+from sail_hf.chunking import SECONDS_A_FRAME  # noqa: E402
 from sail_hf.loss_sail import LOSSES  # noqa: E402
 
 TASK = "dense-video-captioning"
@@ -134,6 +135,7 @@ def model_card(
         name=repo_id.split("/")[-1],
         config=config,
         num_parameters=num_parameters,
+        chunk_length=f"{config.chunk_length_s or SECONDS_A_FRAME * config.num_frames:g}",
         losses={loss.name: weight for loss in LOSSES if (weight := getattr(config, loss.weight))},
         scores=scores,
         measured=measured,

@@ -71,9 +71,12 @@ def _add_caption(parser: argparse.ArgumentParser) -> None:
     add("--localization", choices=("masks", "alignment"), help="how events are localised (default: as the model says)")
     text = "with alignment: frames looked at for finer times (default: those that are captioned)"
     add("--frames-per-second", type=_positive_float, metavar="N", help=text)
-    add("--chunk-length", type=float, metavar="SECONDS", help="caption longer videos in chunks of this length")
+    text = (
+        "caption longer videos in chunks of this length, 0: none (default: as long as videos that the model learned)"
+    )
+    add("--chunk-length", type=float, metavar="SECONDS", help=text)
     add("--stride", type=float, metavar="SECONDS", help="overlap on each side of a chunk (default: a sixth of it)")
-    add("--batch-size", type=_positive_int, default=1, metavar="N", help="videos at a time")
+    add("--batch-size", type=_positive_int, default=1, metavar="N", help="videos, or chunks of long ones, at a time")
 
 
 def _add_align(parser: argparse.ArgumentParser) -> None:

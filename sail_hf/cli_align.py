@@ -87,11 +87,11 @@ def align_each(
 def load_clip_of(args: Namespace) -> "SailClip":
     """The CLIP by `--clip`, or the one inside `--model`, on `--device`."""
     device = pick_device(args.device)
-    calm_libraries(args)
     from .clip_sail import load_clip
     from .modeling_sail import SailModel
 
-    clip = load_clip(args.clip) if args.clip else SailModel.from_pretrained(args.model).get_clip()
+    with calm_libraries(args):
+        clip = load_clip(args.clip) if args.clip else SailModel.from_pretrained(args.model).get_clip()
     return clip.to(device)
 
 

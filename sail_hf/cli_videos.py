@@ -1,10 +1,12 @@
 """What the commands of `sail` share: which videos are meant, where documents go, and a run over videos that some may fail."""
 
 import glob
+import logging
 import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -203,9 +205,11 @@ def run_over(
         The exit status: 0, 1 where something failed, 130 where the run was interrupted.
     """
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     status, done = 0, 0
-    with tqdm(total=len(documents.videos), initial=len(reasons), desc=title, unit="video", disable=quiet) as progress:
+    bar = tqdm(total=len(documents.videos), initial=len(reasons), desc=title, unit="video", disable=quiet)
+    with bar as progress, logging_redirect_tqdm():
         try:
             for video, events in results:
                 try:
@@ -269,10 +273,16 @@ def pick_device(name: str | None) -> str:
     return name
 
 
-def calm_libraries(args: Namespace) -> None:
-    """No bars of loading weights, no notes of libraries, unless asked for."""
-    from transformers.utils import logging
+@contextmanager
+def calm_libraries(args: Namespace) -> Iterator[None]:
+    """While models are loaded, no bars and no notes of libraries, unless asked for; then bars inside long videos, unless quiet."""
+    from transformers.utils import logging as transformers_logging
 
+    logging.getLogger(__package__).setLevel(logging.ERROR if args.quiet else logging.NOTSET)
+    has_bars = transformers_logging.is_progress_bar_enabled()
     if not args.verbose:
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+    yield
+    if has_bars and not args.quiet:
+        transformers_logging.enable_progress_bar()

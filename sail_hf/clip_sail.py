@@ -17,7 +17,7 @@ from .finding import best_stretches, frame_bounds
 from .hub_names import check_clip_name
 from .loss_sail import cosines
 from .video_processing_sail import SailVideoProcessor
-from .video_reading import VideoReader, open_video, uniform_times
+from .video_reading import VideoReader, open_video, progress_over, uniform_times
 
 # Frames that are encoded at a time: bounds the memory, whatever a video's length.
 _FRAMES_AT_ONCE = 64
@@ -77,7 +77,8 @@ class SailClip:
         processor = SailVideoProcessor.from_vision_config(self.vision_config)
         parts = []
         with open_video(video, fps=fps) as reader:
-            frames = reader.frames_at(frame_times(reader, frames_per_second, at_least))
+            times = frame_times(reader, frames_per_second, at_least)
+            frames = reader.frames_at(progress_over(times, reader.name, "frame"))
             while block := list(islice(frames, _FRAMES_AT_ONCE)):
                 parts.append(self.encode_images(processor.process_frames(block)))
             return torch.cat(parts), reader.duration
@@ -187,18 +188,21 @@ class SailClip:
         return results
 
 
-def frame_times(reader: VideoReader, frames_per_second: float, at_least: int = 1) -> np.ndarray:
-    """Seconds at which a video is looked at: evenly from its beginning to its end, both included.
+def frame_times(
+    reader: VideoReader, frames_per_second: float, at_least: int = 1, start: float = 0.0, end: float | None = None
+) -> np.ndarray:
+    """Seconds at which a video is looked at: evenly from `start` to `end`, by default its beginning and its end, both included.
 
     Raises:
-        VideoError: more frames than the reader's limits allow.
+        VideoError: more frames of the whole video than the reader's limits allow.
         ValueError: a rate that is not positive.
     """
     if not 0 < frames_per_second < float("inf"):
         raise ValueError(f"`frames_per_second` must be positive, found {frames_per_second}.")
-    count = max(round(reader.duration * frames_per_second) + 1, at_least)
-    reader.limits.check("frames", count, reader.name)
-    return uniform_times(count, 0, reader.duration)
+    end = reader.duration if end is None else end
+    count = max(round((end - start) * frames_per_second) + 1, at_least)
+    reader.limits.check("frames", max(count, round(reader.duration * frames_per_second) + 1), reader.name)
+    return uniform_times(count, start, end)
 
 
 def check_captions(captions: Any) -> None:

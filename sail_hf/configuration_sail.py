@@ -152,6 +152,13 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
         Whether synthetic captions are hard negatives in Eq. 2 (`Synth + HN` of Table 6).
     full_prompt_ids, event_prompt_ids, separator_ids (`list[int]`):
         Token ids of `<FULL>`, of `<MASK>1 events: ` and of the space between sentences; defaults are GPT-2's.
+    chunk_length_s (`float`, *optional*):
+        Seconds of video that are captioned at once; the pipeline captions longer videos chunk by chunk. `train.py` sets the
+        length that 999 of 1,000 of its videos stay within: outliers do not count. `None`: 7.5 for each of the frames
+        (`SECONDS_A_FRAME`).
+    knows_only (`str`, *optional*):
+        Where that is little, what the model knows, such as "the rendered world of the playground": said on its card, and by
+        a warning once it generates captions.
     initializer_range, position_initializer_range (`float`, default to 0.02):
         Standard deviations of initial weights, and of the initial positions of frames (ILCACM's code: 1.0).
     """
@@ -197,6 +204,8 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     full_prompt_ids: list[int] | tuple[int, ...] = (50258,)
     event_prompt_ids: list[int] | tuple[int, ...] = (50259, 16, 2995, 25, 220)
     separator_ids: list[int] | tuple[int, ...] = (220,)
+    chunk_length_s: float | int | None = None
+    knows_only: str | None = None
     initializer_range: float | int = 0.02
     position_initializer_range: float | int = 0.02
 

@@ -1,6 +1,7 @@
 """Generation of SAIL: caption the whole video, localise its events, and caption each of them."""
 
 import copy
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from .configuration_sail import SailConfig
 from .loss_sail import cosines
 from .trust import check_limit
 
+logger = logging.getLogger(__name__)
 # Fields of ours in the generation config; a config that was made without them has these.
 LOCALIZATION_DEFAULTS = {
     "localization": "masks",
@@ -123,6 +125,10 @@ class SailGenerationMixin(GenerationMixin):
                 (`num_return_sequences`, `streamer`, ...), or no tokenizer or text tower where they are needed.
         """
         config = self.resolve_generation_config(generation_config, **kwargs)
+        if self.config.knows_only:
+            logger.warning_once(
+                f"This model knows only {self.config.knows_only}: its captions of anything else mean nothing."
+            )
         hooks = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
         features, frame_mask = self.model.prepare_features(pixel_values_videos, video_features, video_attention_mask)
         if not features.isfinite().all():

@@ -1,8 +1,10 @@
 """The pipeline `dense-video-captioning`: a video in, its events with start, end and sentence out."""
 
+import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from numbers import Integral, Real
 from types import GeneratorType
 from typing import Any
@@ -12,10 +14,16 @@ import torch
 from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
+from .chunking import SECONDS_A_FRAME, Chunk, chunk_bounds, events_a_chunk, join_chunks, sort_events
 from .clip_sail import check_captions, frame_times
-from .trust import check_limit
+from .loss_sail import cosines
 from .video_processing_sail import resample_features
-from .video_reading import open_video, uniform_times
+from .video_reading import open_video, progress_over, uniform_times
+
+logger = logging.getLogger(__name__)
+# Sentences whose CLIP text features have at least this cosine mean the same. In the playground's CLIPs these are 62 % of the
+# pairs of paraphrases, 1 to 3 % of those with another action, and none with another actor.
+_ALIKE = 0.9
 
 # What goes with captions that are there already; the other options say how sentences are generated.
 _WITH_CAPTIONS = {"fps", "frames_per_second", "alignment", "gap_level", "batch_size", "num_workers"}
@@ -29,7 +37,8 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
     pipe("video.mp4")  # [{"start": 0.0, "end": 12.4, "text": "A man ...", "score": 0.71}, ...]
     pipe(["a.mp4", "b.mkv"], batch_size=4)
     pipe(array, fps=25)
-    pipe("long.mp4", chunk_length_s=120, stride_length_s=10)
+    for events in pipe.stream("long.mp4"):  # chunk by chunk, as they are found
+        print(events)
     pipe("video.mp4", captions=["A man ...", "He ..."])  # these captions, with their times
     pipe({"video_features": features, "duration": 42.0})  # stored features, such as a data set's rows hold
     ```
@@ -44,23 +53,28 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
 
     Parameters of the call, or of `pipeline(...)` for all calls:
         fps (`float`): frames per second of videos that are arrays or lists of images.
-        num_events (`int`, *optional*): number of events; read off the whole-video caption by default. In long videos, the
-            number in each chunk.
-        chunk_length_s (`float`, *optional*): videos longer than this many seconds are captioned chunk by chunk.
-        stride_length_s (`float`, defaults to a sixth of `chunk_length_s`): overlap on each side of a chunk, in seconds.
-            An event counts where its centre is nearest to the chunk's middle.
+        num_events (`int`, *optional*): number of events of the video; read off the whole-video caption by default, in long
+            videos off each chunk's. With it, each chunk gets its share, and those of the highest scores remain.
+        chunk_length_s (`float`, *optional*): videos longer than this many seconds are captioned chunk by chunk, which is said.
+            Defaults to the configuration's, else to 7.5 for each frame that the model sees (`SECONDS_A_FRAME`); 0: every
+            video at once.
+        stride_length_s (`float`, defaults to a sixth of the chunks' length): overlap on each side of a chunk, in seconds. An
+            event counts where its centre is nearest to the chunk's middle. One that the next chunk goes on with, in an
+            overlapping span and the same meaning, is joined with it. The same meaning: a cosine of CLIP's text features
+            of at least 0.9, or the same words where the text tower is neither in the checkpoint nor needed for times.
         localization (`str`): `"masks"` or `"alignment"`; see [`SailForDenseVideoCaptioning.generate`].
         alignment (`str`), gap_level (`float`): how captions are aligned; see [`SailClip.align`]. Defaults: of generated
             ones, where `localization` is `"alignment"`, the checkpoint's; of `captions`, `"ordered"` and 0.
         frames_per_second (`float`, *optional*): with `captions` (default 2), or where `localization` is `"alignment"`:
-            how densely the video is looked at for the times. There are never fewer frames than captions, nor than are
-            captioned.
+            how densely the video is looked at for the times, in long videos chunk by chunk. There are never fewer frames
+            than captions, nor than are captioned.
         generate_kwargs (`dict`), or any field of the generation config by its name (`num_beams=1`): replaces the
             checkpoint's, as do `localization`, `alignment` and `gap_level`.
 
     Returns for each video a list of `{"start": s, "end": s, "text": str, "score": float}` in seconds, sorted by start;
     the score is the geometric mean of the probabilities of the sentence's tokens. With `captions` there is a `"gain"` in
-    its place: how much better the sentence fits its frames than the others do (mean difference of CLIP cosines).
+    its place: how much better the sentence fits its frames than the others do (mean difference of CLIP cosines). Captions
+    that are there already are aligned with the whole of a video, and stored features captioned as a whole, however long.
 
     CLIP's text tower, which `captions` and `"alignment"` need, is loaded by its name where the checkpoint has none.
 
@@ -87,6 +101,19 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             videos = _with_captions(videos, captions)
         return [] if isinstance(videos, list) and not videos else super().__call__(videos, **kwargs)
 
+    def stream(self, video: Any, **kwargs) -> Iterator[list[dict[str, Any]]]:
+        """The events of one video, chunk by chunk: of each chunk a list of those that no later chunk can change.
+
+        All lists together are what the call returns; a short video has one. The memory that it takes does not grow with the
+        video's length. Takes the parameters of the call, but `captions` and `batch_size`. With `num_events`, whose choice
+        takes all events, the last list has them all.
+        """
+        of_all_calls = (self._preprocess_params, self._forward_params, self._postprocess_params)
+        of_this = self._sanitize_parameters(**kwargs)
+        preprocess, forward, postprocess = ({**a, **b} for a, b in zip(of_all_calls, of_this, strict=True))
+        pieces = (self.forward(piece, **forward) for piece in self.preprocess(video, **preprocess))
+        return self._events_of(pieces, **postprocess)
+
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """Save model and processor, with the code that loads both and this pipeline (`SavedWithCode`)."""
         self.model.save_pretrained(save_directory, **kwargs)
@@ -106,27 +133,38 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             raise ValueError(f"Given twice, by name and in `generate_kwargs`: {', '.join(sorted(twice))}.")
         generation = {name: x for name, x in {**generation, **(generate_kwargs or {})}.items() if x is not None}
         self.model.resolve_generation_config(**generation)
-        most = self.model.config.num_queries
         is_count = isinstance(num_events, Integral) and not isinstance(num_events, bool)
-        if num_events is not None and not (is_count and 1 <= num_events <= most):
+        if num_events is not None and not (is_count and num_events >= 1):
+            most = self.model.config.num_queries
             raise ValueError(f"`num_events` must be a whole number, 1..{most}, found {num_events!r}.")
-        positive = {"fps": fps, "chunk_length_s": chunk_length_s, "frames_per_second": frames_per_second}
-        reading = {name: x for name, x in {**positive, "stride_length_s": stride_length_s}.items() if x is not None}
+        reading = {"fps": fps, "frames_per_second": frames_per_second, "chunk_length_s": chunk_length_s}
+        reading = {name: x for name, x in {**reading, "stride_length_s": stride_length_s}.items() if x is not None}
         for name, x in {**reading, "gap_level": generation.get("gap_level", 0.0)}.items():
             if not isinstance(x, Real) or isinstance(x, bool) or math.isnan(x):
                 raise ValueError(f"`{name}` must be a number, found {x!r}.")
-            if name in positive and not 0 < x < math.inf:
+            if name in ("fps", "frames_per_second") and not 0 < x < math.inf:
                 raise ValueError(f"`{name}` must be positive, found {x}.")
-        if stride_length_s is not None:
-            length = chunk_length_s or getattr(self, "_preprocess_params", {}).get("chunk_length_s")
-            if length is None:
-                raise ValueError("`stride_length_s` needs `chunk_length_s`.")
-            if not 0 <= 2 * stride_length_s < length:
-                raise ValueError(
-                    f"`stride_length_s` must be less than half of `chunk_length_s` ({length}), found {stride_length_s}."
-                )
+        if not 0 <= reading.get("chunk_length_s", 0) < math.inf:
+            raise ValueError(
+                f"`chunk_length_s` must be positive, or 0 for a video as a whole, found {chunk_length_s}."
+            )
+        chunking = {**getattr(self, "_preprocess_params", {}), **reading}
+        length, stride = self._chunk_length(chunking.get("chunk_length_s")), chunking.get("stride_length_s", 0)
+        if length is None and stride_length_s is not None:
+            raise ValueError("`stride_length_s` is the overlap of chunks, and with `chunk_length_s` 0 there are none.")
+        if length is not None and not 0 <= 2 * stride < length:
+            raise ValueError(
+                f"`stride_length_s` must be less than half of `chunk_length_s` ({length:g}), found {stride}."
+            )
         counted = {} if num_events is None else {"num_events": num_events}
-        return {**reading, **generation}, {**counted, **generation}, generation
+        return {**reading, **counted, **generation}, generation, {**counted, **generation}
+
+    def _chunk_length(self, chunk_length_s: float | None) -> float | None:
+        """Seconds that are captioned at once, as asked for or by default; None for a video of any length."""
+        if chunk_length_s is None:
+            of_model = self.model.config.chunk_length_s
+            return of_model or SECONDS_A_FRAME * self.processor.video_processor.num_frames
+        return chunk_length_s or None
 
     def preprocess(
         self,
@@ -135,19 +173,26 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         chunk_length_s: float | None = None,
         stride_length_s: float | None = None,
         frames_per_second: float | None = None,
+        num_events: int | None = None,
         **generation,
     ):
-        """Pieces of a video: `num_frames` frames of each chunk that is captioned, then as many at a time of those that
+        """Pieces of a video. Of each chunk: the `num_frames` frames that are captioned, then as many at a time of those that
         captions are aligned with. The last piece is padded, so that all are of one shape, whatever fills a batch."""
         captions = None
         if isinstance(video, dict) and video.keys() == {"video", "captions"}:
             video, captions = video["video"], video["captions"]
             check_captions(captions)
+        processor = self.processor.video_processor
+        size = processor.num_frames
         if isinstance(video, dict) and "video_features" in video:
             reading = {"fps": fps, "chunk_length_s": chunk_length_s, "frames_per_second": frames_per_second}
             if refused := [name for name, value in reading.items() if value is not None]:
                 raise ValueError(f"A row of stored features has no video to read: leave out {', '.join(refused)}.")
-            yield from self._stored_pieces(video, captions)
+            features, duration = self._stored_features(video)
+            chunks = chunk_bounds(duration, None, None)
+            parts = features.split(size) if captions else [resample_features(features, size)]
+            for part, piece in self._plan(chunks, lambda chunk: parts, captions, num_events):
+                yield {**piece, **_padded("video_features", part, size)}
             return
         if captions:
             frames_per_second = frames_per_second or 2.0
@@ -157,41 +202,55 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
                 name for name in ("frames_per_second", "alignment", "gap_level") if given.get(name) is not None
             ]:
                 raise ValueError(f"`{'`, `'.join(idle)}` needs `captions`, or localization='alignment'.")
-        processor = self.processor.video_processor
-        size = processor.num_frames
         with open_video(video, fps=fps) as reader:
-            duration = reader.duration
             reader.limits.check("frames", size, "num_frames")
-            chunks = [] if captions else chunk_bounds(duration, chunk_length_s, stride_length_s)
-            pieces = [(chunk, uniform_times(size, *chunk[:2])) for chunk in chunks]
-            if frames_per_second is not None:
-                times = frame_times(reader, frames_per_second, len(captions or ()) or size * len(chunks))
-                pieces += [(None, times[start : start + size]) for start in range(0, len(times), size)]
-            for index, (chunk, times) in enumerate(pieces):
-                frames = processor.process_frames(reader.frames_at(times))
-                padding = frames.new_zeros(size - len(frames), *frames.shape[1:])
-                yield {
-                    "pixel_values_videos": torch.cat([frames, padding])[None],
-                    "num_frames": torch.tensor([len(frames)]),
-                    "is_chunk": torch.tensor([chunk is not None]),
-                    "bounds": chunk or (0.0, duration),
-                    "captions": captions,
-                    "is_last": torch.tensor([index == len(pieces) - 1]),
-                }
+            length = None if captions else self._chunk_length(chunk_length_s)
+            chunks = chunk_bounds(reader.duration, length, stride_length_s)
+            if len(chunks) > 1 and chunk_length_s is None:
+                logger.warning(
+                    f"{reader.name}: {reader.duration:.0f} s are more than {size} frames resolve, so it is captioned in "
+                    f"{len(chunks)} chunks of {length:g} s (chunk_length_s=0 or --chunk-length 0: all at once)."
+                )
 
-    def _stored_pieces(self, row: dict[str, Any], captions: list[str] | None) -> Iterator[dict[str, Any]]:
-        """The pieces of a row of stored features: resampled to be captioned, or as they are for captions to align."""
-        size, (features, duration) = self.processor.video_processor.num_frames, self._stored_features(row)
-        parts = features.split(size) if captions else [resample_features(features, size)]
-        for index, part in enumerate(parts):
-            yield {
-                "video_features": torch.cat([part, part.new_zeros(size - len(part), part.shape[1])])[None],
-                "num_frames": torch.tensor([len(part)]),
-                "is_chunk": torch.tensor([captions is None]),
-                "bounds": (0.0, duration) if captions else chunk_bounds(duration, None, None)[0],
-                "captions": captions,
-                "is_last": torch.tensor([index == len(parts) - 1]),
-            }
+            def times_of(chunk: Chunk) -> list[np.ndarray]:
+                seen = [] if captions else [uniform_times(size, chunk.start, chunk.end)]
+                if frames_per_second is None:
+                    return seen
+                times = frame_times(reader, frames_per_second, len(captions or ()) or size, chunk.start, chunk.end)
+                return [*seen, *(times[start : start + size] for start in range(0, len(times), size))]
+
+            plan = self._plan(chunks, times_of, captions, num_events)
+            for times, piece in progress_over(plan, reader.name, "part"):
+                frames = processor.process_frames(reader.frames_at(times))
+                yield {**piece, **_padded("pixel_values_videos", frames, size)}
+
+    def _plan(
+        self,
+        chunks: list[Chunk],
+        parts_of: Callable[[Chunk], Sequence],
+        captions: list[str] | None,
+        num_events: int | None,
+    ) -> list[tuple[Any, dict[str, Any]]]:
+        """Each part of each chunk, the first of them to be captioned unless there are `captions`, with all of its piece but the
+        frames."""
+        counted = {}
+        if num_events is not None:
+            count = events_a_chunk(num_events, chunks, self.model.config.num_queries)
+            counted = {"num_events": torch.tensor([count])}
+        plan = []
+        for chunk in chunks:
+            parts = parts_of(chunk)
+            for index, part in enumerate(parts):
+                is_end = index == len(parts) - 1
+                piece = {
+                    "is_chunk": torch.tensor([index == 0 and not captions]),
+                    "bounds": chunk,
+                    "captions": captions,
+                    "ends_chunk": is_end,
+                    "is_last": torch.tensor([is_end and chunk is chunks[-1]]),
+                }
+                plan.append((part, {**piece, **counted}))
+        return plan
 
     def _stored_features(self, row: dict[str, Any]) -> tuple[torch.Tensor, float]:
         features, duration = row["video_features"], row.get("duration")
@@ -205,19 +264,20 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             raise ValueError(f"A row of stored features needs the video's `duration` in seconds, found {duration!r}.")
         return features, float(duration)
 
-    def _forward(self, inputs: dict[str, Any], num_events: int | None = None, **generation):
+    def _forward(self, inputs: dict[str, Any], **generation):
         kind = "video_features" if "video_features" in inputs else "pixel_values_videos"
         frames, is_chunk = inputs[kind], inputs["is_chunk"].cpu()
         # What is no tensor comes as a list in a batch, and as it is where there is none.
         is_batch = isinstance(inputs["bounds"], list)
         bounds = inputs["bounds"] if is_batch else [inputs["bounds"]]
-        features = torch.zeros(*frames.shape[:2], self.model.config.feature_size)
+        # A batch of chunks alone has no features that anything is aligned with.
+        features = torch.zeros(len(frames), 0 if is_chunk.all() else frames.shape[1], self.model.config.feature_size)
         events: list[list[dict]] = [[] for _ in bounds]
         if is_chunk.any():
             rows = is_chunk.nonzero().flatten().tolist()
             outputs = self.model.generate(
                 **{kind: frames[rows]},
-                num_events=None if num_events is None else torch.full((len(rows),), num_events, device=frames.device),
+                num_events=inputs["num_events"][rows] if "num_events" in inputs else None,
                 tokenizer=self.processor.tokenizer,
                 **generation,
             )
@@ -232,21 +292,59 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             seen = frames[real.to(frames.device)]
             stored = kind == "video_features"
             features[real] = seen.cpu() if stored else self.model.model.get_clip().encode_images(seen)
-        kept = {name: inputs[name] for name in ("is_last", "is_chunk", "num_frames", "bounds", "captions")}
+        kept = {
+            name: inputs[name] for name in ("is_last", "is_chunk", "num_frames", "bounds", "captions", "ends_chunk")
+        }
         return {**kept, "features": features, "events": events if is_batch else events[0]}
 
-    def postprocess(self, pieces: list[dict[str, Any]], **generation) -> list[dict[str, Any]]:
+    def postprocess(self, pieces: list[dict[str, Any]], **options) -> list[dict[str, Any]]:
+        return sort_events(chain.from_iterable(self._events_of(pieces, **options)))
+
+    def _events_of(
+        self, pieces: Iterable[dict[str, Any]], num_events: int | None = None, **generation
+    ) -> Iterator[list[dict[str, Any]]]:
+        """[`DenseVideoCaptioningPipeline.stream`] of pieces that went through the model."""
+        chunks = self._chunks_of(pieces, generation)
+        aligns = self.model.resolve_generation_config(**generation).localization == "alignment"
+        has_clip = aligns or self.model.model.text_tower is not None
+        found = join_chunks(chunks, self._are_alike if has_clip else lambda one, other: one.lower() == other.lower())
+        if num_events is None:
+            yield from found
+            return
+        events = list(chain.from_iterable(found))
+        if len(events) < num_events:
+            logger.warning(f"Only {len(events)} of {num_events} events were found: others were in two chunks at once.")
+        if len(events) > num_events:
+            events = sorted(events, key=lambda event: -event["score"])[:num_events]
+        yield sort_events(events)
+
+    def _are_alike(self, one: str, other: str) -> bool:
+        features = self.model.model.get_clip().encode_texts([one, other])[None]
+        return bool(cosines(features, features)[0, 0, 1] >= _ALIKE)
+
+    def _chunks_of(
+        self, pieces: Iterable[dict[str, Any]], generation: dict[str, Any]
+    ) -> Iterator[tuple[Chunk, list[dict[str, Any]]]]:
+        """Each chunk with its events, their times by alignment where there are frames for that."""
         events, features = [], []
         for piece in pieces:
-            if not piece["is_chunk"]:
+            if piece["is_chunk"]:
+                events = piece["events"]
+            else:
                 features.append(piece["features"][0, : piece["num_frames"]])
-                continue
-            *_, core_start, core_end = piece["bounds"]
-            middles = [(event["start"] + event["end"]) / 2 for event in piece["events"]]
-            inside = zip(piece["events"], middles, strict=True)
-            events += [event for event, middle in inside if core_start <= middle < core_end]
-        events = sort_events(events)
-        captions = pieces[0]["captions"]
+            if piece["ends_chunk"]:
+                chunk = Chunk(*piece["bounds"])
+                yield chunk, self._aligned(chunk, events, features, piece["captions"], generation)
+                events, features = [], []
+
+    def _aligned(
+        self,
+        chunk: Chunk,
+        events: list[dict[str, Any]],
+        features: list[torch.Tensor],
+        captions: list[str] | None,
+        generation: dict[str, Any],
+    ) -> list[dict[str, Any]]:
         # A sentence of no words fits no frame: its event stays where it is.
         spoken = [event for event in events if event["text"]]
         texts = captions or [event["text"] for event in spoken]
@@ -256,18 +354,21 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             # The checkpoint's alignment is for sentences of its own, whose order may be wrong; these are as `sail align` has them.
             generation = {"alignment": "ordered", "gap_level": 0.0, **generation}
         config, clip = self.model.resolve_generation_config(**generation), self.model.model.get_clip()
-        duration = pieces[-1]["bounds"][1]
-        aligned = clip.align_features(torch.cat(features), texts, duration, config.alignment, config.gap_level)
+        seconds = chunk.end - chunk.start
+        aligned = clip.align_features(torch.cat(features), texts, seconds, config.alignment, config.gap_level)
+        for event in aligned:
+            event.update(start=chunk.start + event["start"], end=chunk.start + event["end"])
         if captions:
-            return sort_events(aligned)
+            return aligned
         for event, new in zip(spoken, aligned, strict=True):
             event.update(start=new["start"], end=new["end"])
-        return sort_events(events)
+        return events
 
 
-def sort_events(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events by start, then by end."""
-    return sorted(events, key=lambda event: (event["start"], event["end"]))
+def _padded(kind: str, frames: torch.Tensor, size: int) -> dict[str, torch.Tensor]:
+    """Frames as the batch of one that a piece holds, padded to `size`, and their number."""
+    padding = frames.new_zeros(size - len(frames), *frames.shape[1:])
+    return {kind: torch.cat([frames, padding])[None], "num_frames": torch.tensor([len(frames)])}
 
 
 def _with_captions(videos: Any, captions: Iterable) -> Any:
@@ -278,29 +379,3 @@ def _with_captions(videos: Any, captions: Iterable) -> Any:
         raise ValueError(f"Expected a list of captions for each of {len(videos)} videos, found {len(captions)}.")
     pairs = ({"video": video, "captions": own} for video, own in zip(videos, captions, strict=True))
     return list(pairs) if isinstance(videos, list) else pairs
-
-
-def chunk_bounds(
-    duration: float, chunk_length: float | None, stride: float | None
-) -> list[tuple[float, float, float, float]]:
-    """(start, end, start of core, end of core) of each chunk, in seconds; the cores tile the time line.
-
-    Chunks are `chunk_length` long and overlap by `stride` (a sixth of the length by default) on each inner side.
-    """
-    infinity = float("inf")
-    if chunk_length is None or duration <= chunk_length:
-        return [(0.0, duration, -infinity, infinity)]
-    stride = chunk_length / 6 if stride is None else stride
-    step = chunk_length - 2 * stride
-    further = (duration - chunk_length) / step
-    check_limit("chunks", further, f"`chunk_length_s` {chunk_length} divides a video of {duration:,.0f} s into")
-    # The small tolerance keeps rounding from adding a chunk that covers nothing.
-    count = max(2, math.ceil(further - 1e-9) + 1)
-    starts = [index * step for index in range(count)]
-    # The last chunk is moved back to end with the video, so that it is as long as the others.
-    starts[-1] = duration - chunk_length
-    cuts = [(a + chunk_length + b) / 2 for a, b in zip(starts, starts[1:], strict=False)]
-    return [
-        (start, start + chunk_length, low, high)
-        for start, low, high in zip(starts, [-infinity, *cuts], [*cuts, infinity], strict=True)
-    ]

@@ -21,6 +21,8 @@ from .video_limits import VideoError, VideoLimits
 
 # A frame that cannot be decoded may be replaced by one at most this far from it, in seconds.
 MAX_GAP = 1.0
+# Seconds of reading before a bar says how far it is.
+_BAR_AFTER = 2.0
 # Times are compared to the microsecond, so that 3 * 0.1 s shows the frame of 0.3 s.
 _EPSILON = 1e-6
 # Position of a reader that decodes from the beginning of the file instead of from a keyframe.
@@ -148,6 +150,16 @@ def _reader(video: Any, fps: float | None, limits: VideoLimits) -> VideoReader:
         "Expected a path, URL, bytes, binary file object, uint8 array or tensor, list of PIL images or torchcodec "
         f"decoder, found {_describe(video)}"
     )
+
+
+def progress_over(parts: Sequence, name: str, unit: str) -> Iterable:
+    """`parts` of the video of that name, with a bar on the standard error once they take longer than two seconds.
+
+    There is none where transformers' bars are off (`transformers.utils.logging.disable_progress_bar`).
+    """
+    from transformers.utils import logging
+
+    return logging.tqdm(parts, desc=name, unit=unit, delay=_BAR_AFTER, leave=False)
 
 
 def uniform_times(num_frames: int, start: float, end: float) -> np.ndarray:

@@ -12,6 +12,7 @@ import pytest
 from colours import BLUE, GREEN, RED, SENTENCES, make_colour_clip, make_colour_model, write_video
 from tiny import make_processor, make_tokenizer
 from transformers import GPT2Config, pipeline
+from transformers.utils import logging as transformers_logging
 
 from sail_hf.cli import main
 from sail_hf.cli_videos import expand_videos
@@ -165,6 +166,46 @@ def test_quiet_and_verbose(here, capsys, tmp_path):
     assert "1/1" in message and "Loading weights" not in message
 
 
+def test_a_long_video_tells_its_events_as_they_come(here, expected, capsys, monkeypatch):
+    """With progress inside the video, on the standard error; a short video has none of it. Not with --quiet."""
+    monkeypatch.setattr("sail_hf.video_reading._BAR_AFTER", 0)
+    transformers_logging.enable_progress_bar()
+    command = ["caption", "videos/one.mp4", "--model", "model", "--chunk-length", "3"]
+    assert main(command) == 0
+    output = capsys.readouterr()
+    events = json.loads(output.out)
+    assert events == printed(pipeline("dense-video-captioning", model="model")("videos/one.mp4", chunk_length_s=3))
+    told = re.findall(r"^00:00:(\S+) - 00:00:(\S+)  (.*)$", output.err.replace("\r", "\n"), re.MULTILINE)
+    assert sorted((float(start), float(end), text) for start, end, text in told) == sorted(
+        (*span, event["text"]) for span, event in zip(times(events), events, strict=True)
+    )
+    assert "videos/one.mp4:   0%" in output.err and "0/3" in output.err
+    assert main([*command, "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out) == events
+    transformers_logging.enable_progress_bar()
+    assert main(command[:4]) == 0
+    assert " - 00:00" not in errors(capsys)
+
+
+def test_what_is_said_of_a_long_video_and_a_small_world(here, capsys, monkeypatch):
+    """As sentences of their own; nothing with --quiet."""
+    pipe = pipeline("dense-video-captioning", model="model")
+    pipe.model.config.chunk_length_s, pipe.model.config.knows_only = 4.5, "three colours"
+    pipe.save_pretrained("little")
+    command = ["caption", "videos/one.mp4", "--model", "little"]
+    assert main(command) == 0
+    said = errors(capsys)
+    assert (
+        "6 s are more than 8 frames resolve, so it is captioned in 2 chunks of 4.5 s (chunk_length_s=0 or --chunk-length 0:"
+        in said
+    )
+    assert "This model knows only three colours: its captions of anything else mean nothing.\n" in said
+    assert main([*command, "--chunk-length", "0"]) == 0
+    assert "chunks" not in errors(capsys)
+    assert main([*command, "--quiet"]) == 0
+    assert errors(capsys) == ""
+
+
 def test_videos_that_are_not_there_need_no_model(here, capsys, monkeypatch):
     monkeypatch.setattr("sail_hf.cli_caption.load_pipeline", None)
     assert main(["caption", "nowhere.mp4", "--model", "model"]) == 1
@@ -175,10 +216,10 @@ def test_ctrl_c_keeps_what_is_done(here, expected, capsys, monkeypatch):
     """The second video is interrupted: the first one is printed, and the status is that of a signal."""
 
     class Pipe:
-        def __call__(self, videos, batch_size):
-            if videos == ["videos/-two.mkv"]:
+        def stream(self, video):
+            if video == "videos/-two.mkv":
                 raise KeyboardInterrupt
-            return [expected]
+            yield expected
 
     monkeypatch.setattr("sail_hf.cli_caption.load_pipeline", lambda args: Pipe())
     assert main(["caption", "videos/one.mp4", "videos/-two.mkv", "--model", "model"]) == 130
@@ -253,7 +294,7 @@ def test_names_with_a_leading_folder(home, monkeypatch, capsys, tmp_path):
         (["--model", "clip"], "clip holds no model"),
         (["--model", "gpt"], "type 'gpt2', expected 'sail'"),
         (["--model", "model", "--num-events", "9"], "num_events.*1..4.*9"),
-        (["--model", "model", "--stride", "2"], "chunk_length_s"),
+        (["--model", "model", "--stride", "30"], "less than half of `chunk_length_s` .60."),
         (["--model", "model", "--frames-per-second", "2"], "--localization alignment"),
         (["--model", "model", "--device", "toaster"], "--device toaster"),
         (["--model", "model", "--skip-existing"], "--output"),

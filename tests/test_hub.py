@@ -18,11 +18,13 @@ from huggingface_hub import DatasetCard, ModelCard
 from tiny import make_clip, make_model, make_processor
 from transformers import pipeline
 
+from sail_hf import SailForDenseVideoCaptioning
+
 ROOT = Path(__file__).parents[1]
 PUSH = ROOT / "hub_card" / "push_to_hub.py"
 sys.path.append(str(PUSH.parent))
 
-from cards import dataset_card, read_scores  # noqa: E402
+from cards import dataset_card, model_card, read_scores  # noqa: E402
 from push_to_hub import main, parse_arguments, same_events, stage_model  # noqa: E402
 
 
@@ -333,6 +335,18 @@ def test_model_card_without_scores(tmp_path, model_folder):
     card = ModelCard.load(tmp_path / "staged" / "README.md")
     assert "No scores were measured for this checkpoint." in card.text
     assert card.data.eval_results is None and "Trained on: not stated." in card.text
+    # 7.5 s for each of 8 frames.
+    assert "Videos longer than\n  60 s are captioned in chunks" in card.text and "knows only" not in card.text
+
+
+def test_model_card_says_where_a_model_knows_little(tmp_path, model_folder):
+    model = SailForDenseVideoCaptioning.from_pretrained(model_folder)
+    model.config.knows_only, model.config.chunk_length_s = "a world of two dots", 33.5
+    text = model_card(tmp_path, "org/tiny", model.config, 1).text
+    assert (
+        "\n* **It knows only a world of two dots**: its captions of anything else mean nothing.\n* The number" in text
+    )
+    assert "33.5 s are captioned in chunks" in text
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from sail_hf import DenseVideoCaptioningPipeline, SailForDenseVideoCaptioning, SailProcessor, VideoError
-from sail_hf.pipeline_sail import chunk_bounds
+from sail_hf.chunking import chunk_bounds
 from sail_hf.video_reading import open_video
 
 ROOT = Path(__file__).parents[1]
@@ -260,9 +260,9 @@ def test_generation_arguments_replace_the_checkpoints(pipe, checkpoint, videos):
         ({"alignment": "unordered"}, "alignment.*captions.*alignment"),
         ({"gap_level": 1.0}, "gap_level.*captions.*alignment"),
         ({"num_beams": 2, "generate_kwargs": {"num_beams": 1}}, "twice.*num_beams"),
-        ({"chunk_length_s": 0}, "chunk_length_s"),
         ({"chunk_length_s": -1}, "chunk_length_s"),
-        ({"stride_length_s": 1}, "chunk_length_s"),
+        ({"stride_length_s": 1, "chunk_length_s": 0}, "stride_length_s.*chunk_length_s"),
+        ({"stride_length_s": 30}, "stride_length_s.*60.*30"),  # 7.5 s for each of 8 frames
         ({"chunk_length_s": 10, "stride_length_s": 5}, "stride_length_s.*10.*5"),
         ({"chunk_length_s": 10, "stride_length_s": -1}, "stride_length_s"),
         ({"generate_kwargs": {"beams": 3}}, "beams"),
@@ -349,12 +349,11 @@ def test_a_long_video_chunk_by_chunk(pipe, videos, batch_size):
     wanted, found_in_chunks = [], 0
     for start, end, low, high in chunk_bounds(2.0, chunk, stride):
         inputs = pipe.processor(videos[0], start=start, end=end)
-        counts = torch.tensor([3])
-        outputs = pipe.model.generate(pixel_values_videos=inputs["pixel_values_videos"], num_events=counts)
+        outputs = pipe.model.generate(pixel_values_videos=inputs["pixel_values_videos"])
         (events,) = pipe.processor.post_process_dense_captioning(outputs, [end - start], [start])
         found_in_chunks += len(events)
         wanted += [event for event in events if low <= (event["start"] + event["end"]) / 2 < high]
-    found = pipe(videos[0], num_events=3, chunk_length_s=chunk, stride_length_s=stride, batch_size=batch_size)
+    found = pipe(videos[0], chunk_length_s=chunk, stride_length_s=stride, batch_size=batch_size)
     assert_same_events(found, sorted(wanted, key=lambda event: (event["start"], event["end"])))
     assert 0 < len(found) < found_in_chunks  # some lie in an overlap and are another chunk's to tell
     assert max(event["end"] for event in found) > 1.2 and all(event["end"] <= 2 for event in found)

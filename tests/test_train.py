@@ -13,7 +13,9 @@ import pytest
 import torch
 import train
 import yaml
+from datasets import Dataset
 from tiny import make_rows
+from training_data import length_of_most
 from training_place import make_place, write_split
 from transformers import GPT2LMHeadModel, pipeline
 
@@ -291,6 +293,33 @@ def test_a_run_leaves_a_folder_that_captions(run):
     frames = torch.randint(0, 255, (10, 40, 40, 3), dtype=torch.uint8)
     events = pipeline("dense-video-captioning", model=str(run))(frames, fps=5, num_events=2)
     assert len(events) == 2 and all(0 <= event["start"] <= event["end"] <= 2 for event in events)
+
+
+def test_chunks_are_as_long_as_the_videos_that_were_learned(place, run, tmp_path):
+    """Those of 10 s, unless the configuration says otherwise. Where no duration is known, nothing is."""
+    assert SailForDenseVideoCaptioning.from_pretrained(run).config.chunk_length_s == 10.0
+    arguments = [str(place / "tiny.yaml"), "--output_dir", str(tmp_path / "run")]
+    said = train.make_trainer(*train.parse_arguments([*arguments, "--model_config", '{"chunk_length_s": 4}']))
+    assert said.model.config.chunk_length_s == 4
+    write_split(tmp_path / "data", "train", make_rows(), leave_out=("duration",))
+    unknown = train.make_trainer(*train.parse_arguments([*arguments, "--dataset", str(tmp_path / "data")]))
+    assert unknown.model.config.chunk_length_s is None
+
+
+def test_an_outlier_does_not_make_chunks_longer(tmp_path):
+    """The second longest of 2,000 videos, and the longest of few."""
+    for count, expected in ((2000, 2000.0), (10, 9999.0)):
+        durations = [float(second + 1) for second in range(count)][:-1] + [9999.0]
+        rows = {"duration": [None, *durations], "captions": [["A."]] * (count + 1)}
+        (folder := tmp_path / str(count)).mkdir()
+        Dataset.from_dict(rows).to_parquet(folder / "train-00000-of-00001.parquet")
+        assert length_of_most(str(folder), "train") == expected - (count == 2000)
+
+
+def test_the_playground_says_that_it_knows_nothing_else():
+    config = ROOT / "training" / "playground" / "playground.yaml"
+    fields = train.configured(config, use_cpu=True)[0].config_fields()
+    assert fields["knows_only"] == "the rendered world of the playground"
 
 
 def test_predict_py_writes_what_evaluation_wrote(place, run, tmp_path):

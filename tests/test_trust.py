@@ -15,9 +15,9 @@ from tiny import make_clip, make_config, make_processor
 from transformers import pipeline
 
 from sail_hf import SailConfig, SailForDenseVideoCaptioning, SailProcessor
+from sail_hf.chunking import chunk_bounds
 from sail_hf.cli import main
 from sail_hf.clip_sail import load_clip
-from sail_hf.pipeline_sail import chunk_bounds
 from sail_hf.trust import LIMITS, check_limit
 from sail_hf.video_processing_sail import SailVideoProcessor
 from sail_hf.video_reading import VideoError

@@ -29,6 +29,7 @@ from training_data import (
     TimeWarped,
     check_features,
     data_fingerprint,
+    length_of_most,
     load_split,
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
@@ -49,8 +50,8 @@ from sail_hf.data import REFERENCE_COLUMNS, find_video, find_videos, read_annota
 from sail_hf.loss_sail import LOSSES, required_columns
 from sail_hf.trainer import captioning_steps, check_stages
 
-# Of a configuration, what says where it comes from, not what it is.
-NAMES_OF_SOURCES = {"clip", "_name_or_path", "transformers_version", "architectures"}
+# Of a configuration, what says where it comes from and what it is for, not what it is.
+NAMES_OF_SOURCES = {"clip", "_name_or_path", "transformers_version", "architectures", "chunk_length_s", "knows_only"}
 # What decides a run besides model and data.
 SCHEDULE = (
     *(
@@ -317,6 +318,9 @@ def make_trainer(
             )
     train_set, validation_set = load_data(dataset, data_args, model.config, training_args.predict_with_generate)
     check_stages(training_args, steps_of(training_args, len(train_set))[1])
+    if "chunk_length_s" not in model_args.model_config:
+        # Longer videos than the model has learned are captioned in chunks.
+        model.config.chunk_length_s = length_of_most(dataset, data_args.split) or model.config.chunk_length_s
     num_captions = captions_of_a_video(data_args, model.config)
     if too_many := sum(len(captions) > num_captions for captions in train_set["captions"]):
         print(f"{too_many} of {len(train_set)} videos have more than {num_captions} captions: the rest is left out.")
