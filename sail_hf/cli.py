@@ -148,6 +148,9 @@ def _add_output(parser: argparse.ArgumentParser, default: str = "json") -> None:
     parser.add_argument("--format", type=_formats, metavar="NAMES", help=text)
     text = "folder for a file per video, or file (default: the standard output)"
     parser.add_argument("--output", metavar="PATH", help=text)
+    parser.add_argument("--embed", action="store_true", help="with html: the page holds the video, of at most 20 MB")
+    text = "with html: a copy of a video that is no MP4 with H.264, beside the page, which every browser plays"
+    parser.add_argument("--transcode", action="store_true", help=text)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
