@@ -4,8 +4,12 @@ import base64
 import json
 import os
 import shutil
+import socket
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,26 @@ _FLAGS = (
     "--remote-debugging-pipe",
 )
 _KEYS = {" ": "Space", "ArrowLeft": "ArrowLeft", "ArrowRight": "ArrowRight", "PageUp": "PageUp", "Enter": "Enter"}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def served(command: list[str], folder: Path, port: int, **variables: str) -> Iterator[subprocess.Popen]:
+    """Runs a program of Python in a folder, from when it listens on the port until the block ends."""
+    process = subprocess.Popen([sys.executable, *command], cwd=folder, env={**os.environ, **variables})
+    try:
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert process.poll() is None, f"{command} ended"
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 class Browser:
@@ -154,3 +178,20 @@ class Browser:
 
     def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+    def upload(self, selector: str, file: str) -> None:
+        document = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[file])
+
+    @contextmanager
+    def frame(self) -> Iterator[None]:
+        """Scripts run in the frame inside the page, which is a process of its own."""
+        page, until = self._session, time.monotonic() + 30
+        while not (found := [x for x in self.call("Target.getTargets")["targetInfos"] if x["type"] == "iframe"]):
+            assert time.monotonic() < until, "the page has no frame"
+            time.sleep(0.05)
+        target = {"targetId": found[-1]["targetId"], "flatten": True}
+        self._session = self.call("Target.attachToTarget", **target)["sessionId"]
+        yield
+        self._session = page
