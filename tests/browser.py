@@ -115,8 +115,8 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, condition: str, seconds: float = 30) -> None:
-        """Until an expression holds."""
+    def wait(self, condition: str, seconds: float = 120) -> None:
+        """Until an expression holds; long, for machines with other work to do."""
         until = time.monotonic() + seconds
         while not self.run(f"Boolean({condition})"):
             assert time.monotonic() < until, f"never became true: {condition}"
@@ -170,7 +170,7 @@ class Browser:
 
     def downloaded(self, name: str) -> Path:
         """The file of a download, when it is there."""
-        file, until = self.downloads / name, time.monotonic() + 30
+        file, until = self.downloads / name, time.monotonic() + 120
         while not file.exists():
             assert time.monotonic() < until, f"{name} was not downloaded, but {sorted(self.downloads.iterdir())}"
             time.sleep(0.05)
@@ -187,7 +187,7 @@ class Browser:
     @contextmanager
     def frame(self) -> Iterator[None]:
         """Scripts run in the frame inside the page, which is a process of its own."""
-        page, until = self._session, time.monotonic() + 30
+        page, until = self._session, time.monotonic() + 120
         while not (found := [x for x in self.call("Target.getTargets")["targetInfos"] if x["type"] == "iframe"]):
             assert time.monotonic() < until, "the page has no frame"
             time.sleep(0.05)

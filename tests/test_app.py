@@ -70,7 +70,7 @@ def server(pipe, tmp_path_factory):
         (folder,) = (home / "tmp").glob("sail-app-*")
         yield f"http://127.0.0.1:{port}/", folder
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0 and not folder.exists()
+        assert process.wait(timeout=120) == 0 and not folder.exists()
 
 
 def ask(address, name, data):
@@ -112,7 +112,7 @@ def upload_and_go(browser, video):
     browser.upload("input[type=file]", video)
     browser.wait("document.querySelector('a[download]')")
     browser.click("button.primary")
-    browser.wait("document.querySelectorAll('a[download]').length > 1 && document.querySelector('iframe')", 120)
+    browser.wait("document.querySelectorAll('a[download]').length > 1 && document.querySelector('iframe')")
     return browser.run("[...document.querySelectorAll('a[download]')].map((link) => link.getAttribute('download'))")
 
 
