@@ -121,5 +121,6 @@ def show(video: str, events: Events) -> tuple[str, list[str]]:
         write_file(folder / f"{name}.html", format_html(events, embedded(shown), name, duration))
         files.append(folder / f"{name}.html")
     page = format_html(events, f"gradio_api/file={quote(str(shown))}", name, duration)
-    frame = 'sandbox="allow-scripts allow-downloads allow-modals" style="width: 100%; height: 80vh; border: 0"'
-    return f'<iframe title="events" {frame} srcdoc="{html.escape(page)}"></iframe>', list(map(str, files))
+    rights = 'allowfullscreen sandbox="allow-scripts allow-downloads allow-modals"'
+    style = 'style="width: 100%; height: 80vh; border: 0"'
+    return f'<iframe title="events" {rights} {style} srcdoc="{html.escape(page)}"></iframe>', list(map(str, files))
