@@ -34,9 +34,9 @@ def run(args: Namespace) -> int:
     device = pick_device(args.device)
     from transformers import pipeline
 
-    calm_libraries(args)
     options = {"device": device, "trust_remote_code": False}
-    pipes = {name: pipeline("dense-video-captioning", model=name, **options) for name in args.model}
+    with calm_libraries(args):
+        pipes = {name: pipeline("dense-video-captioning", model=name, **options) for name in args.model}
     with tempfile.TemporaryDirectory(prefix="sail-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # files of this folder are served, and no others
         size = f"{args.max_upload}mb"
