@@ -1,10 +1,13 @@
-"""Pushes a trained model or a data set to the Hub, in one commit, and checks what arrived.
+"""Pushes a trained model, a data set, the app or the metric to the Hub, in one commit, and checks what arrived.
 
     python hub_card/push_to_hub.py model outputs/run ORG/NAME --scores scores.json --evaluated_on "YouCook2 val"
     python hub_card/push_to_hub.py dataset data/captions ORG/NAME --source "ActivityNet Captions, ..."
+    python hub_card/push_to_hub.py space ORG/MODEL ORG/NAME
+    python hub_card/push_to_hub.py metric ORG/dense_video_captioning
 
 A model goes with its processor, generation config, the code that runs it (so that strangers need not install this
-package) and a card; a data set with a card that makes it load in one line. `--dry_run FOLDER` writes everything there
+package) and a card; a data set with a card that makes it load in one line; the app and the metric are Spaces that hold
+the package's code. `--dry_run FOLDER` writes everything there
 and pushes nothing. What is in the repository and not in the push is deleted by the same commit: until that commit is
 there, the earlier revision stays as it was, whatever happens to the push. The token is the one of `hf auth login`, or
 of HF_TOKEN.
@@ -18,14 +21,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from dataclasses import fields
 from pathlib import Path, PureWindowsPath
 
 from cards import TASK, Stated, dataset_card, find_splits, model_card, read_scores
 from datasets import load_dataset
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceCard, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
+
+FOLDER = Path(__file__).parent
+# `evaluate.load("ORG/NAME")` looks for NAME.py.
+METRIC = "dense_video_captioning"
 
 
 def stage_model(arguments: argparse.Namespace, staged: Path) -> None:
@@ -116,10 +124,94 @@ def check_dataset(arguments: argparse.Namespace, source: str, revision: str | No
             raise RuntimeError(f"{config}, {split} in {source} is not what {arguments.folder} holds")
 
 
+def stage_space(arguments: argparse.Namespace, staged: Path) -> None:
+    """Writes the app into a folder, with the package that it runs, for a model on the Hub."""
+    shutil.copytree(FOLDER / "space", staged, dirs_exist_ok=True)
+    package, left_out = FOLDER.parent / "sail_hf", shutil.ignore_patterns("__pycache__")
+    shutil.copytree(package, staged / "sail_hf", ignore=left_out)
+    card = SpaceCard.load(staged / "README.md")
+    card.data.models = [arguments.model]
+    card.save(staged / "README.md")
+    write_requirements(staged, project()["dependencies"])
+
+
+def check_space(arguments: argparse.Namespace, source: str, revision: str | None, cache: str) -> None:
+    """Imports the app of `source` in a new process, where it must find its own copy of the package.
+
+    Raises:
+        RuntimeError: it does not import.
+    """
+    code = "import app, sail_hf.cli_app, os; assert os.path.dirname(sail_hf.__file__) == os.path.abspath('sail_hf')"
+    folder = space_folder(source, revision, cache)
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    if loaded.returncode:
+        raise RuntimeError(f"{source} does not run:\n{loaded.stderr[-2000:]}")
+
+
+def stage_metric(arguments: argparse.Namespace, staged: Path) -> None:
+    """Writes the metric into a folder, as `evaluate` loads it, with its card and its demo.
+
+    Raises:
+        ValueError: a repository of another name.
+    """
+    if not arguments.repo_id.endswith(f"/{METRIC}"):
+        raise ValueError(f"expected ORG/{METRIC}, which is the name of the metric's file, found {arguments.repo_id}")
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    shutil.copytree(FOLDER / "metric", staged, dirs_exist_ok=True)
+    metric = FOLDER.parent / "sail_hf" / "metric.py"
+    shutil.copyfile(metric, staged / f"{METRIC}.py")
+    for file in get_relative_import_files(metric):
+        shutil.copyfile(file, staged / Path(file).name)
+    readme = staged / "README.md"
+    readme.write_text(readme.read_text(encoding="utf-8").replace(f"ORG/{METRIC}", arguments.repo_id), encoding="utf-8")
+    own = [line for line in project()["dependencies"] if line.startswith(("datasets", "evaluate", "numpy", "tqdm"))]
+    write_requirements(staged, [*own, *project()["optional-dependencies"]["metrics"]])
+
+
+def check_metric(arguments: argparse.Namespace, source: str, revision: str | None, cache: str) -> None:
+    """Loads the metric of `source` by `evaluate`, and compares a score with the package's.
+
+    Raises:
+        RuntimeError: it differs.
+    """
+    import evaluate
+
+    from sail_hf import DenseVideoCaptioningMetric
+
+    given = {
+        "predictions": [[{"timestamp": [0.0, 4.0], "sentence": "A man runs."}]],
+        "references": [{"timestamps": [[0.0, 5.0], [5.0, 9.0]], "sentences": ["A man.", "He."], "duration": 10.0}],
+        "metrics": ["localization", "controls"],
+    }
+    file = space_folder(source, revision, cache) / f"{METRIC}.py"
+    ours, theirs = DenseVideoCaptioningMetric().compute(**given), evaluate.load(str(file)).compute(**given)
+    if ours != theirs:
+        raise RuntimeError(f"{source} gives {theirs} where this package gives {ours}")
+
+
+def project() -> dict:
+    return tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def write_requirements(staged: Path, requirements: list[str]) -> None:
+    """What a Space installs; Gradio is what its card says."""
+    (staged / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
+
+
+def space_folder(source: str, revision: str | None, cache: str) -> Path:
+    """The files of a Space on the Hub, or of a folder."""
+    is_folder = Path(source).is_dir()
+    return Path(
+        source if is_folder else snapshot_download(source, repo_type="space", revision=revision, cache_dir=cache)
+    )
+
+
 def push_folder(folder: Path, repo_id: str, repo_type: str, private: bool) -> str:
     """Makes the repository, if need be, equal to a folder, in one commit. Returns the commit's id."""
     api = HfApi()
-    api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+    sdk = "gradio" if repo_type == "space" else None
+    api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=sdk)
     head = api.repo_info(repo_id, repo_type=repo_type).sha
     there = set(api.list_repo_files(repo_id, repo_type=repo_type, revision=head)) - {".gitattributes"}
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
@@ -132,19 +224,29 @@ def push_folder(folder: Path, repo_id: str, repo_type: str, private: bool) -> st
     return commit.oid
 
 
-COMMANDS = {"model": (stage_model, check_model), "dataset": (stage_dataset, check_dataset)}
+# For each command: a kind of repository, what is written into a folder, and how that is checked.
+COMMANDS = {
+    "model": ("model", stage_model, check_model),
+    "dataset": ("dataset", stage_dataset, check_dataset),
+    "space": ("space", stage_space, check_space),
+    "metric": ("space", stage_metric, check_metric),
+}
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("model", "a folder that training saved"), ("dataset", "a folder of Parquet files")):
+    about = {"model": "a folder that training saved", "dataset": "a folder of Parquet files"}
+    for name, text in {**about, "space": "the app, as a Space", "metric": "the metric of `evaluate`"}.items():
         command = commands.add_parser(name, help=f"push {text}")
-        command.add_argument("folder", help=text)
+        if name in about:
+            command.add_argument("folder", help=text)
+            command.add_argument("--license", default="other", help="as the Hub spells it (default: other)")
+            command.add_argument("--license_name", help="name of a licence that is 'other', for people")
+        elif name == "space":
+            command.add_argument("model", metavar="ORG/MODEL", help="model on the Hub that the app runs")
         command.add_argument("repo_id", metavar="ORG/NAME", help="repository on the Hub, made if it is not there")
         command.add_argument("--dry_run", "--dry-run", metavar="FOLDER", help="write what would be pushed there")
-        command.add_argument("--license", default="other", help="as the Hub spells it (default: other)")
-        command.add_argument("--license_name", help="name of a licence that is 'other', for people")
         command.add_argument("--private", action="store_true", help="if the repository is made")
         if name == "model":
             command.add_argument("--scores", help="scores.json of training/evaluate.py, for the card")
@@ -158,14 +260,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
                 default=[],
                 help="decoder, CLIP, ... on the Hub it started from",
             )
-        else:
+        if name == "dataset":
             command.add_argument("--source", help="where the captions come from, and on what terms")
     return parser.parse_args(argv)
 
 
 def refuse_paths(arguments: argparse.Namespace) -> None:
     """Raises ValueError where the card would show a path of this machine."""
-    for option in ("evaluated_on", "trained_on", "dataset", "base_model", "source", "license_name"):
+    for option in ("evaluated_on", "trained_on", "dataset", "base_model", "source", "license_name", "model"):
         found = getattr(arguments, option, None) or []
         for text in [found] if isinstance(found, str) else found:
             if PureWindowsPath(text).anchor or text.startswith((".", "~")) or Path(text).exists():
@@ -174,15 +276,16 @@ def refuse_paths(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
-    validate_repo_id(arguments.repo_id)
-    if "/" not in arguments.repo_id:
-        raise ValueError(f"expected ORG/NAME, found {arguments.repo_id!r}")
+    for name in filter(None, (arguments.repo_id, getattr(arguments, "model", None))):
+        validate_repo_id(name)
+        if "/" not in name:
+            raise ValueError(f"expected ORG/NAME, found {name!r}")
     refuse_paths(arguments)
-    if not Path(arguments.folder).is_dir():
+    if not Path(getattr(arguments, "folder", FOLDER)).is_dir():
         raise FileNotFoundError(f"there is no folder {arguments.folder}")
     if arguments.dry_run and Path(arguments.dry_run).exists():
         raise FileExistsError(f"{arguments.dry_run} exists: choose another --dry_run folder, or remove it")
-    stage, check = COMMANDS[arguments.command]
+    repo_type, stage, check = COMMANDS[arguments.command]
     with tempfile.TemporaryDirectory() as scratch:
         staged = Path(scratch, "staged")
         staged.mkdir()
@@ -192,7 +295,7 @@ def main(argv: list[str]) -> None:
             shutil.move(staged, arguments.dry_run)
             print(f"{arguments.dry_run} holds what would be pushed; it loads and gives the same")
             return
-        commit = push_folder(staged, arguments.repo_id, arguments.command, arguments.private)
+        commit = push_folder(staged, arguments.repo_id, repo_type, arguments.private)
         print(f"pushed {arguments.repo_id}, commit {commit}")
         check(arguments, arguments.repo_id, commit, str(Path(scratch, "hub_cache")))
         print("loaded it from the Hub: it gives the same")

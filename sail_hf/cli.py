@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_align(command("align", "find the times of captions that are there already", dash + formats))
     _add_find(command("find", "find the stretches of videos that fit a sentence", dash + formats))
     _add_score(command("score", "score the events that a system found, ours or any other"))
+    _add_app(command("app", "do all of it in a browser"))
     command("doctor", "tell what is installed here, and what is missing for which feature")
     return parser
 
@@ -134,6 +135,16 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     add("--metrics", type=lambda names: names.split(","), metavar="NAMES", help=text)
 
 
+def _add_app(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", nargs="+", required=True, help="folders or Hub names of trained models to choose from")
+    _add_device(parser)
+    add("--host", metavar="NAME", help="0.0.0.0 serves other machines as well (default: this one alone)")
+    add("--port", type=_positive_int, metavar="N", help="(default: the first that is free from 7860 on)")
+    text = "MB of an upload at most (default: 500)"
+    add("--max-upload", type=_positive_int, default=500, metavar="MB", help=text)
+
+
 def _add_clip(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="folder or Hub name of a SAIL model, whose CLIP is used")
@@ -148,6 +159,9 @@ def _add_output(parser: argparse.ArgumentParser, default: str = "json") -> None:
     parser.add_argument("--format", type=_formats, metavar="NAMES", help=text)
     text = "folder for a file per video, or file (default: the standard output)"
     parser.add_argument("--output", metavar="PATH", help=text)
+    parser.add_argument("--embed", action="store_true", help="with html: the page holds the video, of at most 20 MB")
+    text = "with html: a copy of a video that is no MP4 with H.264, beside the page, which every browser plays"
+    parser.add_argument("--transcode", action="store_true", help=text)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

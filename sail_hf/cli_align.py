@@ -21,7 +21,7 @@ def run(args: Namespace) -> int:
     """Everything that can be checked is checked before a CLIP is loaded. Returns the exit status."""
     videos = expand_videos([args.video])
     captions = captions_of(videos, Path(args.captions), is_one=videos == [args.video])
-    documents = Documents(list(captions), args.format, args.output)
+    documents = Documents(list(captions), args.format, args.output, args.embed, args.transcode)
     timed = [video for video, events in captions.items() if all(event["start"] is not None for event in events)]
     if args.compare and len(timed) < len(captions):
         untimed = next(video for video in captions if video not in timed)

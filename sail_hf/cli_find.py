@@ -14,7 +14,7 @@ def run(args: Namespace) -> int:
     videos, queries = expand_videos(args.videos), [args.query, *args.also]
     if not all(map(str.strip, queries)):
         raise ValueError("A sentence to find is empty.")
-    documents = Documents(videos, args.format, args.output)
+    documents = Documents(videos, args.format, args.output, args.embed, args.transcode)
     if args.clips and (addresses := list(filter(is_url, videos))):
         raise ValueError(f"--clips cuts files, and {addresses[0]} is an address: download it first.")
     for folder in filter(None, (args.clips, args.features)):

@@ -95,15 +95,19 @@ class Documents:
         videos: all that are asked for.
         formats: names of `FORMATS`, or None for what `output` says by its ending.
         output: `--output`: a folder, a file where it has an ending and is no folder, or None for the standard output.
+        embed: `--embed`: pages hold their video.
+        transcode: `--transcode`: pages show a copy that every browser plays, where the video itself is none.
 
     Raises:
         ValueError: more documents than fit the place, an ending that says another format, a place nobody can write to,
-            two videos with one file.
+            two videos with one file, options of pages without a page or of a video that is no file.
     """
 
     videos: Sequence[str]
     formats: Sequence[str] | None
     output: str | None
+    embed: bool = False
+    transcode: bool = False
     held: dict[str, Events] = field(default_factory=dict)  # what goes into one document, written at the end
 
     def __post_init__(self):
@@ -121,6 +125,8 @@ class Documents:
                 )
         if self.output is not None:
             self._check_place()
+        if self.embed or self.transcode:
+            self._check_pages()
         taken: dict[Path, str] = {}
         for video in self.videos if self.is_folder else ():
             for file in self.files_of(video):
@@ -137,6 +143,17 @@ class Documents:
                     f"{self.output} does not end as {self.formats[0]} does: give one of --format, --output."
                 )
         check_writable(Path(self.output) if self.is_folder else Path(self.output).parent)
+
+    def _check_pages(self) -> None:
+        if "html" not in self.formats:
+            raise ValueError("--embed and --transcode are for pages: give --format html.")
+        from .visualization import check_embeddable
+
+        for video in self.videos:
+            if is_url(video):
+                raise ValueError(f"--embed and --transcode read files, and {video} is an address: download it first.")
+            if not self.transcode and not trouble_with(video):
+                check_embeddable(video)
 
     def files_of(self, video: str) -> list[Path]:
         """The files of a video, where there is one for each."""
@@ -170,14 +187,22 @@ class Documents:
 
     def _page(self, video: str, events: Events) -> str:
         """The page finds the video from where it lies, and has the duration that a browser may not find out."""
+        from .video_cutting import plays_everywhere, write_playable
         from .video_reading import open_video
-        from .visualization import format_html
+        from .visualization import embedded, format_html
 
         if is_url(video):
             return format_html(events, video, stem_of(video))
         folder = os.curdir if self.output is None else self.output if self.is_folder else Path(self.output).parent
         with open_video(video) as reader:
-            return format_html(events, quote(os.path.relpath(video, folder)), stem_of(video), reader.duration)
+            duration = reader.duration
+        shown = Path(video)
+        if self.transcode and not plays_everywhere(video):
+            shown = Path(folder) / f"{stem_of(video)}.playable.mp4"
+            if not shown.exists() or shown.stat().st_mtime < Path(video).stat().st_mtime:
+                write_playable(video, shown)
+        source = embedded(shown) if self.embed else quote(os.path.relpath(shown, folder))
+        return format_html(events, source, stem_of(video), duration)
 
 
 def write_file(path: Path, text: str) -> None:

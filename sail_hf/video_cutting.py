@@ -1,5 +1,8 @@
-"""Stretches of a video file as files of their own, copied without encoding where its key frames allow."""
+"""Stretches of a video file as files of their own, copied without encoding where its key frames allow; and copies that
+every browser plays."""
 
+import heapq
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -46,7 +49,8 @@ def cut_clip(video: str | Path, start: float, end: float, target: str | Path) ->
                 with av.open(str(temporary), "w", format=_CONTAINERS[Path(target).suffix]) as clip:
                     outputs = {one.index: clip.add_stream_from_template(one) for one in _streams(source, copies)}
                     if not copies:
-                        _encode(reader, clip, start, min(end, reader.duration))
+                        for packet in _picture(reader, clip, start, min(end, reader.duration)):
+                            clip.mux(packet)
                     _copy(source, outputs, key if copies else start, end)
         except (av.FFmpegError, StopIteration) as error:
             raise VideoError(f"{video}: no clip of it could be written: {error}") from error
@@ -99,8 +103,48 @@ def _copy(source, outputs: dict, start: float, end: float) -> None:
             outputs[index].container.mux(packet)
 
 
-def _encode(reader: VideoReader, clip, start: float, end: float) -> None:
-    """The picture from `start` to `end`, encoded anew at the video's mean rate."""
+def plays_everywhere(video: str | Path) -> bool:
+    """Whether a video file is what every browser plays: MP4 with H.264 of 8 bits, and AAC, MP3 or no sound.
+
+    Raises:
+        VideoError: a video that cannot be read.
+    """
+    import av
+
+    with open_video(video), open(video, "rb") as file, av.open(file, metadata_errors="replace") as source:
+        picture, sound = source.streams.best("video").codec_context, source.streams.audio
+        return (
+            Path(video).suffix.lower() in (".mp4", ".m4v")
+            and (picture.name, picture.pix_fmt) in (("h264", "yuv420p"), ("h264", "yuvj420p"))
+            and all(
+                stream.codec_context and stream.codec_context.name in ("aac", "mp3float", "mp3") for stream in sound
+            )
+        )
+
+
+def write_playable(video: str | Path, target: str | Path) -> None:
+    """Encode a video file as one that every browser plays, whole or not at all: MP4, H.264 at its mean rate, upright, and
+    AAC of its first sound, where that can be decoded.
+
+    Raises:
+        VideoError: a video that cannot be read or encoded.
+    """
+    import av
+
+    with open_video(video) as reader, open(video, "rb") as file:
+        try:
+            with av.open(file, metadata_errors="replace") as source, written_whole(target) as temporary:
+                options = {"movflags": "faststart"}
+                with av.open(str(temporary), "w", format="mp4", options=options) as copy:
+                    packets = [_picture(reader, copy, 0.0, reader.duration), _sound(source, copy)]
+                    for packet in heapq.merge(*packets, key=lambda packet: packet.dts * packet.time_base):
+                        copy.mux(packet)
+        except av.FFmpegError as error:
+            raise VideoError(f"{video}: no copy of it could be encoded: {error}") from error
+
+
+def _picture(reader: VideoReader, clip, start: float, end: float) -> Iterator:
+    """Packets of the picture from `start` to `end`, encoded anew at the video's mean rate, for a new stream of `clip`."""
     import av
 
     rate = Fraction(reader.fps).limit_denominator(1001)
@@ -113,5 +157,29 @@ def _encode(reader: VideoReader, clip, start: float, end: float) -> None:
             made.width, made.height = width, height
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
         frame.pts, frame.time_base = number, 1 / rate
-        clip.mux(made.encode(frame))
-    clip.mux(made.encode(None))
+        yield from made.encode(frame)
+    yield from made.encode(None)
+
+
+def _sound(source, clip) -> Iterator:
+    """Packets of the first sound as AAC for a new stream of `clip`; what cannot be decoded is silent."""
+    import av
+
+    stream = next((one for one in source.streams.audio if one.codec_context), None)
+    if stream is None:
+        return
+    made = clip.add_stream("aac", rate=48000)
+    made.layout = "stereo"
+    resampler = av.AudioResampler("fltp", "stereo", 48000)
+    begin = Fraction(source.start_time or 0, 1_000_000)
+    for packet in source.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            continue
+        for frame in frames:
+            if frame.pts is not None:
+                frame.pts -= round(begin / frame.time_base)
+            for part in resampler.resample(frame):
+                yield from made.encode(part)
+    yield from made.encode(None)

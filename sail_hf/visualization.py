@@ -1,9 +1,13 @@
 """Events made visible: a time line with thumbnails, and a page to watch them on. Events are as in `export`."""
 
+import base64
 import html
 import json
+import mimetypes
 import textwrap
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
 from string import Template
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +26,8 @@ _REFERENCE_COLOR, _MISSED_COLOR = "#6b7280", "#dc2626"
 _MISSED_TIOU = 0.3
 # Events whose spans have more are as good as one.
 _SAME_TIOU = 0.95
+# A page that holds a video of at most this many MB can be mailed, and is opened by every browser.
+MAX_EMBEDDED_MB = 20
 # What is told of a sentence besides: its probability, or how much better it fits its frames than the others.
 _NUMBERS = {"score": "", "gain": "gain "}
 
@@ -173,150 +179,55 @@ def _draw_rows(axes, events: list[dict], labels: list[list[str]], colors: list[s
 def format_html(
     events: Sequence[Mapping[str, Any]], video_src: str, title: str = "Events", duration: float | None = None
 ) -> str:
-    """A page with the video, its events on a time line, and subtitles; a click on an event plays from its start.
+    """A page to watch the events on, and to correct them: `page.html`, filled in.
 
-    Keys: space plays and pauses, left and right go five seconds, j and k to the next and the previous event. Where a
-    browser cannot decode the video, the page says so and the time line stays.
+    The video stays in sight above its time line, with the events as subtitles; a click on an event plays from its start,
+    or loops it. Sentences, their starts and ends can be changed, events added and deleted, and all be downloaded as
+    `{title: events}` (JSON) or subtitles, which [`read_annotation_file`] reads; nothing is sent anywhere. The page says
+    its keys. Where a browser cannot decode the video, it says so and the rest stays.
 
     Args:
         events: predicted events.
-        video_src: address of the video as the page sees it, e.g. `urllib.parse.quote` of a file name beside the page.
-        title: heading.
-        duration: seconds of the video, for the time line of a browser that cannot tell. Defaults to the last event's end.
+        video_src: address of the video as the page sees it, e.g. `urllib.parse.quote` of a file name beside the page, or
+            the video itself ([`embedded`]).
+        title: heading, and name of the video in what is downloaded.
+        duration: seconds of the video, for the time line of a browser that cannot tell; it is never shorter
+            than the last event's end.
 
     Returns:
         HTML that loads nothing but the video.
 
     Raises:
-        ValueError: an address that is no http(s) one, no file and no relative path.
+        ValueError: an address that is no http(s) one, no file, no relative path and no video.
     """
-    if urlsplit(video_src).scheme not in ("", "http", "https", "file"):
+    if not (video_src.startswith("data:video/") or urlsplit(video_src).scheme in ("", "http", "https", "file")):
         raise ValueError(f"Expected an http(s) address or a file as the page's video, found {video_src[:80]!r}.")
     kept = ("start", "end", "text", *NUMBERS)
     rows = [{key: event[key] for key in kept if event.get(key) is not None} for event in by_time(events)]
-    length = duration or max((row["end"] for row in rows), default=0.0)
+    length = max([duration or 0.001, *(row["end"] for row in rows)])
+    values = {"data": rows, "name": title, "length": length, "numbers": list(NUMBERS)}
     # "</script>" in a sentence must not end the script.
-    data = json.dumps(rows, ensure_ascii=False).replace("<", "\\u003c")
-    names = {"title": html.escape(title), "src": html.escape(video_src), "data": data}
-    return Template(_PAGE).substitute(names, length=json.dumps(max(float(length), 0.001)))
+    scripted = {key: json.dumps(x, ensure_ascii=False).replace("<", "\\u003c") for key, x in values.items()}
+    page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    return Template(page).substitute(scripted, title=html.escape(title), src=html.escape(video_src))
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark; --ink: #111827; --page: #fff; --soft: #5b6472; --rule: #e5e7eb; --on: #e0edff;
-        --bar: #2563eb; --now: #dc2626; --note: #fef3c7; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e5e7eb; --page: #111418; --soft: #9aa4b2; --rule: #2b3038; --on: #1b2b45; --bar: #60a5fa;
-          --now: #f87171; --note: #4a3a10; }
-}
-body { font: 16px/1.45 system-ui, sans-serif; max-width: 56rem; margin: 0 auto; padding: 0 1rem 2rem;
-       color: var(--ink); background: var(--page); }
-h1 { font-size: 1.3rem; overflow-wrap: anywhere; }
-#top { position: sticky; top: 0; z-index: 2; background: var(--page); padding-bottom: .4rem; }
-video { display: block; width: 100%; max-height: 50vh; background: #000; }
-#note { padding: .6rem .8rem; background: var(--note); border-radius: 4px; overflow-wrap: anywhere; }
-#strip { position: relative; height: 1.4rem; margin-top: .4rem; background: var(--rule); border-radius: 4px;
-         cursor: pointer; overflow: hidden; }
-#strip i { position: absolute; top: 25%; height: 50%; min-width: 2px; background: var(--bar); opacity: .55; }
-#strip i.on { opacity: 1; }
-#now { position: absolute; top: 0; bottom: 0; width: 2px; background: var(--now); }
-button { display: block; width: 100%; padding: .45rem .3rem; border: 0; border-bottom: 1px solid var(--rule);
-         background: none; color: inherit; font: inherit; text-align: left; cursor: pointer; }
-button:hover, button[aria-current] { background: var(--on); }
-:focus-visible { outline: 3px solid var(--bar); outline-offset: -3px; }
-time, small { color: var(--soft); font-variant-numeric: tabular-nums; margin-right: .6rem; }
-.bar { height: 7px; margin-top: .3rem; border-radius: 4px; background: var(--bar); min-width: 3px; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<div id="top">
-<video src="$src" controls playsinline preload="metadata"></video>
-<p id="note" role="status" hidden></p>
-<div id="strip" title="click to go there"><div id="now"></div></div>
-</div>
-<div id="list"></div>
-<small>space plays and pauses, &larr; &rarr; go five seconds, j and k to the next and the previous event</small>
-<script>
-const events = $data;
-const length = $length;
-const [video, note, strip, now, list] =
-  ["video", "#note", "#strip", "#now", "#list"].map((name) => document.querySelector(name));
-const clock = (s) => Math.floor(s / 60) + ":" + (s % 60 < 9.95 ? "0" : "") + (s % 60).toFixed(1);
-const total = () => Math.max(Number.isFinite(video.duration) ? video.duration : 0, length);
-const go = (time) => { video.currentTime = Math.min(Math.max(time, 0), total()); };
-const track = video.addTextTrack("captions", "Events", "en");
-track.mode = "showing";
-for (const event of events) {
-  const text = event.text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-  track.addCue(new VTTCue(event.start, Math.max(event.end, event.start + 0.001), text));
-  const row = event.row = document.createElement("button");
-  const time = row.appendChild(document.createElement("time"));
-  time.textContent = clock(event.start) + "–" + clock(event.end);
-  row.append(event.text + " ");
-  const number = row.appendChild(document.createElement("small"));
-  number.textContent = ["score", "gain", "similarity"].filter((name) => event[name] !== undefined)
-    .map((name) => name + " " + event[name].toFixed(2)).join(", ");
-  event.bar = row.appendChild(document.createElement("div"));
-  event.bar.className = "bar";
-  event.mark = strip.insertBefore(document.createElement("i"), now);
-  row.onclick = () => { go(event.start); play(); };
-  list.append(row);
-}
-function play() { video.play().catch(() => {}); }
-function warn() {
-  note.hidden = false;
-  note.textContent = "This browser cannot show the video " + decodeURIComponent(video.getAttribute("src")) +
-    ": it is not there, or is coded in a way that the browser does not know. A copy that every browser plays: " +
-    "ffmpeg -i VIDEO -c:v libx264 -pix_fmt yuv420p -c:a aac COPY.mp4";
-}
-function place() {
-  for (const event of events) {
-    const left = 100 * event.start / total() + "%", width = 100 * (event.end - event.start) / total() + "%";
-    Object.assign(event.bar.style, {marginLeft: left, width});
-    Object.assign(event.mark.style, {left, width});
-  }
-  show();
-}
-function show() {
-  for (const event of events) {
-    const on = event.start <= video.currentTime && video.currentTime < event.end;
-    event.mark.classList.toggle("on", on);
-    if (on) event.row.setAttribute("aria-current", "true"); else event.row.removeAttribute("aria-current");
-  }
-  now.style.left = 100 * video.currentTime / total() + "%";
-}
-function glide() { show(); if (!video.paused && !video.ended) requestAnimationFrame(glide); }
-function step(by) {
-  const starts = events.map((event) => event.start);
-  const next = by > 0 ? starts.find((start) => start > video.currentTime + 0.05)
-                      : starts.findLast((start) => start < video.currentTime - 0.5);
-  if (next !== undefined) go(next);
-}
-strip.onclick = (click) => {
-  const box = strip.getBoundingClientRect();
-  go(total() * (click.clientX - box.left) / box.width);
-};
-document.addEventListener("keydown", (press) => {
-  const key = press.key, on = press.target;
-  if (press.ctrlKey || press.metaKey || press.altKey || on === video || (key === " " && on.tagName === "BUTTON")) return;
-  const keys = {" ": () => video.paused ? play() : video.pause(), ArrowLeft: () => go(video.currentTime - 5),
-                ArrowRight: () => go(video.currentTime + 5), j: () => step(1), k: () => step(-1)};
-  if (keys[key]) { press.preventDefault(); keys[key](); }
-});
-// A browser may know the sound alone of a video: then it has no picture, and no error either.
-video.onloadedmetadata = () => { if (!video.videoWidth) warn(); place(); };
-video.onerror = warn;
-if (video.error) warn();
-video.onplay = glide;
-video.ontimeupdate = video.onseeked = show;
-place();
-</script>
-</body>
-</html>
-"""
+def check_embeddable(video: str | Path) -> None:
+    """Raise ValueError for a video file of more than 20 MB, OSError for one that cannot be read."""
+    if (size := Path(video).stat().st_size / 1e6) > MAX_EMBEDDED_MB:
+        raise ValueError(
+            f"{video} has {size:.1f} MB, and a page holds at most {MAX_EMBEDDED_MB}: make the page without --embed, or of "
+            "a smaller copy of the video."
+        )
+
+
+def embedded(video: str | Path) -> str:
+    """A video file as an address that holds it, for a page that is one file.
+
+    Raises:
+        OSError, ValueError: as [`check_embeddable`].
+    """
+    check_embeddable(video)
+    kind = mimetypes.guess_type(video)[0] or ""
+    kind = kind if kind.startswith("video/") else "video/mp4"  # browsers look at the content
+    return f"data:{kind};base64,{base64.b64encode(Path(video).read_bytes()).decode()}"

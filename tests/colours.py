@@ -24,6 +24,7 @@ SENTENCES = {
 }
 RED, GREEN, BLUE, GREY = SENTENCES.values()
 FPS = 10
+SOUND_RATE = 44100
 
 
 def picture(name: str, seed: int = 0) -> np.ndarray:
@@ -46,6 +47,32 @@ def write_video(path: Path, *scenes: tuple[str, float]) -> Path:
             frame.pts, frame.time_base = number, Fraction(1, FPS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def write_odd_video(path, sound="libmp3lame"):
+    """MPEG-4 in Matroska: red for 2 s, then green for 2 s, with a tone from second 1 to 3."""
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("mpeg4", rate=10)
+        picture.width, picture.height, picture.pix_fmt = 32, 32, "yuv420p"
+        if sound:
+            stream = container.add_stream(sound, rate=SOUND_RATE)
+            stream.layout = "mono"
+        for number, image in enumerate(frames(("red", 2), ("green", 2))):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(picture.encode(frame))
+        if sound:
+            times = np.arange(4 * SOUND_RATE) / SOUND_RATE
+            tone = np.sin(2 * np.pi * 440 * times) * ((1 <= times) & (times < 3)) * 0.5
+            for start in range(0, len(tone), 1152):
+                part = av.AudioFrame.from_ndarray(
+                    (tone[None, start : start + 1152] * 32767).astype(np.int16), format="s16p", layout="mono"
+                )
+                part.sample_rate, part.pts, part.time_base = SOUND_RATE, start, Fraction(1, SOUND_RATE)
+                container.mux(stream.encode(part))
+            container.mux(stream.encode())
+        container.mux(picture.encode())
     return path
 
 

@@ -252,6 +252,10 @@ def make_app(hub: Hub) -> FastAPI:
     async def resolve_dataset(org: str, name: str, revision: str, path: str, request: Request):
         return resolve("datasets", org, name, revision, path, request)
 
+    @app.api_route("/spaces/{org}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
+    async def resolve_space(org: str, name: str, revision: str, path: str, request: Request):
+        return resolve("spaces", org, name, revision, path, request)
+
     @app.api_route("/{org}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
     async def resolve_model(org: str, name: str, revision: str, path: str, request: Request):
         return resolve("models", org, name, revision, path, request)

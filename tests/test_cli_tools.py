@@ -83,6 +83,15 @@ def test_times_are_compared(here, capsys, tmp_path):
     assert "--compare needs captions with times" in capsys.readouterr().err
 
 
+def test_a_page_that_holds_its_video(here, capsys, tmp_path):
+    command = ["align", "videos/one.mp4", "--captions", "captions/one.srt", *ALIGN, "--embed", "--transcode"]
+    assert main([*command, "--output", str(tmp_path / "one.html")]) == 0
+    assert '<video src="data:video/mp4;base64,' in (tmp_path / "one.html").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["one.html"], "it plays everywhere as it is"
+    assert main([*command, "--format", "srt"]) == 1
+    assert "--embed and --transcode are for pages: give --format html" in capsys.readouterr().err
+
+
 def test_captions_of_a_folder_of_videos(here, capsys, tmp_path):
     (tmp_path / "c.csv").write_text(f"video,caption\none.mp4,{RED}\ntwo.mp4,{RED}\none.mp4,{GREEN}\ntwo.mp4,{BLUE}\n")
     by_source = []
