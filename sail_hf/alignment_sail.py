@@ -282,6 +282,14 @@ def segment_ordered(gains: Tensor, gap_gains: Tensor, counts: Tensor, lengths: T
     return torch.stack([start, start + mine.sum(-1)], -1)
 
 
+def frame_spans(segments: Tensor, lengths: Tensor) -> Tensor:
+    """Start and end in [0, 1] of segments `(B, N, 2)`, the first frame of each and the one after its last, of `(B,)` frames.
+
+    There is half a step of margin on either side; a single frame stands for the whole video.
+    """
+    return ((segments - 0.5) / (lengths[:, None, None] - 1).clamp(min=0.5)).clamp(0, 1)
+
+
 def _calibrate(
     similarities: Tensor, frame_mask: Tensor | None, caption_mask: Tensor | None, gap_level: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -366,6 +374,5 @@ def _alignment(
     frame = torch.arange(gains.shape[-1])
     inside = (frame >= segments[..., :1]) & (frame < segments[..., 1:])
     mean = (gains * inside).sum(-1) / inside.sum(-1).clamp(min=1)
-    # Half a step of margin on either side; a single frame stands for the whole video.
-    spans = ((segments - 0.5) / (lengths[:, None, None] - 1).clamp(min=0.5)).clamp(0, 1) * captions
+    spans = frame_spans(segments, lengths) * captions
     return Alignment(segments.to(device), mean.float().to(device), spans.float().to(device))

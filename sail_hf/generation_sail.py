@@ -20,8 +20,9 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from .alignment_sail import ALIGNMENTS
+from .alignment_sail import ALIGNMENTS, frame_spans
 from .configuration_sail import SailConfig
+from .events_sail import settled, uncovered
 from .loss_sail import cosines
 from .trust import check_limit
 
@@ -32,6 +33,8 @@ LOCALIZATION_DEFAULTS = {
     "alignment": "ordered",
     "gap_level": 0.0,
     "stated_count": False,
+    "repeat_level": 1.0,
+    "support_level": -1.0,
 }
 
 
@@ -109,7 +112,11 @@ class SailGenerationMixin(GenerationMixin):
           (`"ordered"`, `"overlapping"`, `"unordered"` or `"expected"`, see [`align_ordered`]) and `gap_level`. Needs `tokenizer` and
           CLIP's text tower ([`SailModel.get_clip`] finds it). There are at most as many events as frames. With
           `num_events`, the first that many sentences count; a video whose caption has fewer, or none at all, falls back
-          on the mask generator.
+          on the mask generator. Without `num_events`, sentences can go and come before they are given their times:
+          of events that overlap or touch and whose sentences have a CLIP cosine above `repeat_level` (default 1: off),
+          the one that fits its frames best stays; with a `support_level` (default -1: off), each stretch that no event
+          covers is captioned from its own mask, and an event goes whose sentence has a lower mean cosine with its frames.
+          `training/choose_levels.py` finds both levels.
 
         Args:
             video_features, pixel_values_videos, video_attention_mask, durations: as in `forward`.
@@ -129,6 +136,8 @@ class SailGenerationMixin(GenerationMixin):
             logger.warning_once(
                 f"This model knows only {self.config.knows_only}: its captions of anything else mean nothing."
             )
+        if num_events is not None and (idle := [name for name in ("repeat_level", "support_level") if name in kwargs]):
+            raise ValueError(f"With `num_events`, no event goes or comes: leave out {', '.join(idle)}.")
         hooks = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
         features, frame_mask = self.model.prepare_features(pixel_values_videos, video_features, video_attention_mask)
         if not features.isfinite().all():
@@ -162,6 +171,8 @@ class SailGenerationMixin(GenerationMixin):
         full_sequences = self.describe(features, frame_mask, tokenizer, config, **hooks)
         most = frame_mask.sum(1) if num_events is None else torch.minimum(num_events, frame_mask.sum(1))
         sentences, scores = self._cut_sentences(features, frame_mask, full_sequences, most.tolist())
+        if num_events is None and (config.repeat_level < 1 or config.support_level > -1):
+            self._settle(features, frame_mask, sentences, scores, tokenizer, config, hooks)
         found = torch.tensor([len(of_video) for of_video in sentences], device=features.device)
         num_events = found.clamp(min=1) if num_events is None else num_events
         aligned = found == num_events
@@ -191,6 +202,44 @@ class SailGenerationMixin(GenerationMixin):
         ids = [sentence for of_video in sentences for sentence in of_video]
         sequences = pad_sequence(ids, batch_first=True, padding_value=config.pad_token_id)
         return SailGenerateOutput(sequences, torch.cat(scores), num_events, full_sequences, centers, widths, masks)
+
+    def _settle(
+        self,
+        features: Tensor,
+        frame_mask: Tensor,
+        sentences: list[list[Tensor]],
+        scores: list[Tensor],
+        tokenizer: PreTrainedTokenizerBase,
+        config: GenerationConfig,
+        hooks: dict,
+    ) -> None:
+        """Take repeats and what no frames fit out of `sentences` and `scores`, and add what was left out, in place."""
+        clip, lengths = self.model.get_clip(), frame_mask.sum(1)
+
+        def settle(i: int) -> Tensor:
+            """Segments `(N, 2)` of the sentences of video i that stay."""
+            texts = tokenizer.batch_decode(sentences[i], skip_special_tokens=True)
+            kept, segments = settled(clip.encode_texts(texts), features[i, : lengths[i]].cpu(), config)
+            sentences[i] = [ids for ids, stays in zip(sentences[i], kept.tolist(), strict=True) if stays]
+            scores[i] = scores[i][kept.to(scores[i].device)]
+            return segments
+
+        rows = [i for i, of_video in enumerate(sentences) if of_video]
+        segments = [settle(i) for i in rows]
+        gaps = [uncovered(own, int(lengths[i])) for i, own in zip(rows, segments, strict=True)]
+        if config.support_level == -1 or not sum(map(len, gaps)):
+            return
+        frames, mask = features[rows], frame_mask[rows]
+        counts = torch.tensor([len(of_video) for of_video in gaps])
+        spans = frame_spans(pad_sequence(gaps, True), lengths[rows].cpu()).to(frames)
+        masks = self.model.make_masks(spans.mean(-1), spans[..., 1] - spans[..., 0], mask)
+        found = self.caption_events(frames, mask, masks, counts, config, **hooks)
+        by_video = [values.split(counts.tolist()) for values in found]
+        for i, own, gap, ids, score in zip(rows, segments, gaps, *by_video, strict=True):
+            order = torch.cat([own, gap])[:, 0].argsort(stable=True)
+            together = [*sentences[i], *ids]
+            sentences[i], scores[i] = [together[place] for place in order], torch.cat([scores[i], score])[order]
+            settle(i)
 
     def _cut_sentences(
         self, features: Tensor, frame_mask: Tensor, full_sequences: Tensor, most: list[int]
@@ -294,6 +343,9 @@ class SailGenerationMixin(GenerationMixin):
             raise ValueError(f"`localization` must be 'masks' or 'alignment', found {config.localization!r}.")
         if config.alignment not in ALIGNMENTS:
             raise ValueError(f"`alignment` must be one of {', '.join(ALIGNMENTS)}, found {config.alignment!r}.")
+        for name in ("repeat_level", "support_level"):
+            if not isinstance(value := getattr(config, name), (int, float)) or not -1 <= value <= 1:
+                raise ValueError(f"`{name}` must be a cosine, a number in [-1, 1], found {value!r}.")
         return config
 
     def _decode(

@@ -16,6 +16,7 @@ from transformers.pipelines.base import ChunkPipeline
 
 from .chunking import SECONDS_A_FRAME, Chunk, chunk_bounds, events_a_chunk, join_chunks, sort_events
 from .clip_sail import check_captions, frame_times
+from .events_sail import settled
 from .loss_sail import cosines
 from .video_processing_sail import resample_features
 from .video_reading import open_video, progress_over, uniform_times
@@ -65,6 +66,8 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         localization (`str`): `"masks"` or `"alignment"`; see [`SailForDenseVideoCaptioning.generate`].
         alignment (`str`), gap_level (`float`): how captions are aligned; see [`SailClip.align`]. Defaults: of generated
             ones, where `localization` is `"alignment"`, the checkpoint's; of `captions`, `"ordered"` and 0.
+        repeat_level, support_level (`float`): where `localization` is `"alignment"`, which sentences are one event or none, and
+            whether gaps are captioned; see [`SailForDenseVideoCaptioning.generate`]. 1 and -1: off.
         frames_per_second (`float`, *optional*): with `captions` (default 2), or where `localization` is `"alignment"`:
             how densely the video is looked at for the times, in long videos chunk by chunk. There are never fewer frames
             than captions, nor than are captioned.
@@ -198,9 +201,8 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             frames_per_second = frames_per_second or 2.0
         elif self.model.resolve_generation_config(**generation).localization != "alignment":
             given = {"frames_per_second": frames_per_second, **generation}
-            if idle := [
-                name for name in ("frames_per_second", "alignment", "gap_level") if given.get(name) is not None
-            ]:
+            of_alignment = ("frames_per_second", "alignment", "gap_level", "repeat_level", "support_level")
+            if idle := [name for name in of_alignment if given.get(name) is not None]:
                 raise ValueError(f"`{'`, `'.join(idle)}` needs `captions`, or localization='alignment'.")
         with open_video(video, fps=fps) as reader:
             reader.limits.check("frames", size, "num_frames")
@@ -304,7 +306,9 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         self, pieces: Iterable[dict[str, Any]], num_events: int | None = None, **generation
     ) -> Iterator[list[dict[str, Any]]]:
         """[`DenseVideoCaptioningPipeline.stream`] of pieces that went through the model."""
-        chunks = self._chunks_of(pieces, generation)
+        # A number that is given is kept, so that no event goes.
+        off = {} if num_events is None else {"repeat_level": 1.0, "support_level": -1.0}
+        chunks = self._chunks_of(pieces, {**generation, **off})
         aligns = self.model.resolve_generation_config(**generation).localization == "alignment"
         has_clip = aligns or self.model.model.text_tower is not None
         found = join_chunks(chunks, self._are_alike if has_clip else lambda one, other: one.lower() == other.lower())
@@ -354,8 +358,13 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             # The checkpoint's alignment is for sentences of its own, whose order may be wrong; these are as `sail align` has them.
             generation = {"alignment": "ordered", "gap_level": 0.0, **generation}
         config, clip = self.model.resolve_generation_config(**generation), self.model.model.get_clip()
-        seconds = chunk.end - chunk.start
-        aligned = clip.align_features(torch.cat(features), texts, seconds, config.alignment, config.gap_level)
+        seconds, frames = chunk.end - chunk.start, torch.cat(features)
+        if not captions:  # finer frames may show further repeats
+            kept = settled(clip.encode_texts(texts), frames, config)[0].tolist()
+            spoken = [event for event, stays in zip(spoken, kept, strict=True) if stays]
+            events = [*spoken, *(event for event in events if not event["text"])]
+            texts = [event["text"] for event in spoken]
+        aligned = clip.align_features(frames, texts, seconds, config.alignment, config.gap_level)
         for event in aligned:
             event.update(start=chunk.start + event["start"], end=chunk.start + event["end"])
         if captions:
