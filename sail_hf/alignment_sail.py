@@ -22,25 +22,27 @@ around them.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .segments_sail import (
+    GAP_COST,
+    all_spans,
+    frames_a_step,
+    length_weights,
+    most_hits,
+    span_probabilities,
+    span_sums,
+)
+
 # Weight of a caption's distance from its equal share, in units of 1 / N: repeated sentences share their stretch evenly.
 _TIE_BREAK = 1e-6
 
-# Of `align_expected`. How much a frame's calibrated similarity says, of frames so far apart that each says something of
-# its own; how certain it is that a caption fits at all; logarithmic deviation of events' lengths from 1 / N.
-_SHARPNESS, _INDEPENDENT_FRAMES = 2.0, 32
-_TRUSTED = 0.9
-_LENGTH_DEVIATION = 0.8
-# What a frame without an event costs, as far as `gap_level` does not say otherwise.
-_GAP_COST = 1.5
-# Steps of time that spans begin and end at.
-_STEPS = 64
-_TIOUS = (0.3, 0.5, 0.7, 0.9)
+# Of `align_expected`: shares of the similarities' variation that events may explain, and so many frames as tell
+# something of their own.
+_EXPLAINED, _INDEPENDENT_FRAMES = (0.2, 0.4, 0.6, 0.8, 0.9), 32
 
 
 @dataclass
@@ -157,13 +159,12 @@ def align_expected(
     caption_mask: Tensor | None = None,
     gap_level: float = 0.0,
 ) -> Alignment:
-    """The span of each caption whose expected tIoU hits (.3, .5, .7, .9) are most, over all segmentations in order.
+    """The span of each caption that is expected to hit most, over all segmentations of [`align_ordered`]'s kind.
 
-    Every segmentation of [`align_ordered`]'s kind has a probability: that of its frames, whose calibrated similarities
-    are log-likelihoods as far as a caption can be trusted, and of its events' lengths, log-normal around 1 / N. The
-    forward-backward algorithm of a semi-Markov chain gives each caption's distribution over spans; a span earns what it
-    is expected to hit of its own caption's event and of any event of the video, as precision and recall count. This is
-    minimum Bayes risk decoding (Kumar and Byrne, 2004). At most 64 steps of time are told apart.
+    Calibrated similarities are normal variables, higher by d while the caption's event takes place. How much of their
+    variation that explains is not known: segmentations are weighed under several shares, and these by how likely they
+    make the similarities. So spans follow the frames where captions fit them clearly, and lie near wide equal shares where
+    they do not; see `segments_sail.py`. Times are told apart to 1/33 of a video at least.
 
     Args, errors: as for [`align_ordered`].
     """
@@ -183,54 +184,31 @@ ALIGNMENTS = {
 }
 
 
-@lru_cache(maxsize=4)
-def _step_spans(steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """First steps and the ones after the last of all spans `(C,)`, and how often each hits each at the tIoUs `(C, C)`."""
-    start, end = torch.triu_indices(steps + 1, steps + 1, 1)
-    shared = (torch.minimum(end[:, None], end) - torch.maximum(start[:, None], start)).clamp(min=0)
-    lengths = end - start
-    tiou = shared / (lengths[:, None] + lengths - shared)
-    return start, end, sum((tiou > bound).float() for bound in _TIOUS) / len(_TIOUS)
-
-
 def _expected_segments(calibrated: Tensor, gap_level: float) -> Tensor:
     """First frames and the ones after the last `(N, 2)` of [`align_expected`] for one video `(N, T)`."""
     count, length = calibrated.shape
-    steps = min(length, max(_STEPS, count))
-    start, end, hits = _step_spans(steps)
-    # Step k is the frames from edges[k] to edges[k + 1].
-    edges = (torch.arange(steps + 1) * length / steps).round().long()
-    weight = _SHARPNESS * min(_INDEPENDENT_FRAMES / length, 1)
-    totals = functional.pad(calibrated.cumsum(1), (1, 0))[:, edges]
-    fits = weight * (totals[:, end] - totals[:, start])
-    fits = torch.logaddexp(fits + math.log(_TRUSTED), fits.new_tensor(math.log(1 - _TRUSTED)))
-    fits = fits - ((count * (end - start) / steps).log() / _LENGTH_DEVIATION) ** 2 / 2
-    gaps = (
-        torch.arange(steps + 1).double() / steps * _INDEPENDENT_FRAMES * max(_SHARPNESS * gap_level - _GAP_COST, -99)
-    )
-    found = _span_probabilities(fits, gaps, start, end).float() @ hits
-    best = (found + found.sum(0).clamp(max=1)).argmax(1)
-    return edges[torch.stack([start[best], end[best]], 1)]
-
-
-def _span_probabilities(fits: Tensor, gaps: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Forward-backward: the probability `(N, C)` that the i-th event has a span, over all disjoint spans in order.
-
-    `fits`: `(N, C)` log weight of each span for each event; `gaps`: `(S + 1,)` log weight of gaps alone up to each step.
-    """
-    count, last = len(fits), len(gaps) - 1
-    weights = fits.new_full((count, last + 1, last + 1), -math.inf)
-    weights[:, start, end] = fits
-    before = [gaps.to(fits)]
-    for i in range(count):
-        ended = (before[i][:, None] + weights[i]).logsumexp(0)
-        before.append((ended - gaps).logcumsumexp(0) + gaps)
-    after = [gaps[-1] - gaps.to(fits)]
-    for i in reversed(range(count)):
-        begun = (weights[i] + after[0]).logsumexp(1)
-        after.insert(0, (begun + gaps).flip(0).logcumsumexp(0).flip(0) - gaps)
-    before, after = torch.stack(before), torch.stack(after)
-    return (before[:-1, start] + fits + after[1:, end] - before[-1, -1]).exp()
+    stride = frames_a_step(length)
+    if count > length // stride:
+        stride = 1
+    steps = math.ceil(length / stride)
+    start, end, hits = all_spans(steps, calibrated.device)
+    # An event of a share 1 / n of the time, whose mean is d above the rest, explains d^2 (n - 1) / n^2 of the variation.
+    n = max(count, 2)
+    explained = calibrated.new_tensor(_EXPLAINED)
+    d, rest = (explained * n**2 / (n - 1)).sqrt(), 1 - explained
+    # Frames next to each other are not as many witnesses.
+    witnesses = min(_INDEPENDENT_FRAMES / length, 1)
+    sharpness = (witnesses * d / rest)[:, None, None]
+    frames = span_sums(torch.ones(length, dtype=calibrated.dtype), start, end, stride)
+    weights = span_sums(calibrated, start, end, stride) - frames * (d * (0.5 - 1 / n))[:, None, None]
+    one, many = torch.ones(1, dtype=torch.long), torch.ones(len(d), dtype=torch.long)
+    weights = sharpness * weights + length_weights(one * count, one * steps, start, end)
+    gap_cost = GAP_COST / steps - sharpness[:, 0, 0] * max(gap_level, -9.0) * stride
+    chances, total = span_probabilities(weights, gap_cost, many * count, many * steps, start, end, steps)
+    outside = witnesses * count * length * ((1 + (d / n) ** 2) / rest + rest.log()) / 2
+    likely = (total - outside).softmax(0)
+    best = most_hits((likely[:, None, None] * chances).sum(0, keepdim=True), hits)[0]
+    return torch.stack([start[best] * stride, (end[best] * stride).clamp(max=length)], 1)
 
 
 def segment_ordered(gains: Tensor, gap_gains: Tensor, counts: Tensor, lengths: Tensor) -> Tensor:

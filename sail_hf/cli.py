@@ -69,7 +69,11 @@ def _add_caption(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float32", "bfloat16", "float16"), help=text)
     add("--skip-existing", action="store_true", help="leave videos whose output is there alone")
     add("--num-events", type=int, metavar="N", help="number of events (default: inferred)")
-    add("--localization", choices=("masks", "alignment"), help="how events are localised (default: as the model says)")
+    add(
+        "--localization",
+        choices=("masks", "cohesion", "alignment"),
+        help="how events are localised (default: as the model says)",
+    )
     text = "with alignment: frames looked at for finer times (default: those that are captioned)"
     add("--frames-per-second", type=_positive_float, metavar="N", help=text)
     text = (

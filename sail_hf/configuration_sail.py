@@ -9,7 +9,8 @@ from transformers.configuration_utils import SubConfigSpec
 from .sharing import LoadedByPackage, SavedWithCode
 
 # What each method sets: the rows of the paper's Figure 2a, Table 4 and Table 6, and `sail-align`, whose mask generator
-# learns from captions aligned with frames, and looks; `sbs` is the next step of SAIL's authors (arXiv 2609.04183).
+# learns from captions aligned with frames, and looks; `sbs` is the next step of SAIL's authors (arXiv 2609.04183); `cohesion`
+# has masks that look and learn nothing.
 METHODS = {
     "fixed": {"mask_generator": "fixed"},
     "ilcacm": {"diversity_loss_weight": 1.0},
@@ -24,6 +25,7 @@ METHODS = {
         "augmentation_loss_weight": 0.25,
         "alignment_loss_weight": 1.0,
     },
+    "cohesion": {"mask_generator": "cohesion"},
 }
 # What a method that does not say otherwise has.
 _OF_NO_METHOD = {
@@ -124,7 +126,7 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     mask_generator (`str`, defaults to `"queries"`):
         `"queries"`: event queries, as the paper. `"progress"`: frames that drive a video's progress from event to event
         (`SailProgressMaskGenerator`; its hidden width is `mask_decoder_ffn_dim`). `"fixed"`: equal widths, uniformly spread
-        (Figure 2a).
+        (Figure 2a). `"cohesion"`: stretches whose frames are alike, without anything learned (`segments_sail.py`).
     mask_type (`str`, defaults to `"gaussian"`):
         `"gaussian"` (Eq. 1), `"cauchy"` or `"hard"` (Table 7).
     mask_temperature (`float`, defaults to 2.0):
@@ -181,7 +183,7 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     attention_head_dim: int = 64
     dropout: float | int = 0.1
     mask_input_dropout: float | int = 0.0
-    mask_generator: Literal["queries", "progress", "fixed"] = "queries"
+    mask_generator: Literal["queries", "progress", "fixed", "cohesion"] = "queries"
     mask_type: Literal["gaussian", "cauchy", "hard"] = "gaussian"
     mask_temperature: float | int = 2.0
     transition_width: float | int = 0.6

@@ -24,6 +24,7 @@ from .alignment_sail import ALIGNMENTS, frame_spans
 from .configuration_sail import SailConfig
 from .events_sail import settled, uncovered
 from .loss_sail import cosines
+from .segments_sail import cohesive_spans
 from .trust import check_limit
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ class SailGenerationMixin(GenerationMixin):
         The generation config's `localization` says how events are localised:
 
         * `"masks"`: by the mask generator. With `num_events`, no whole-video caption is made.
+        * `"cohesion"`: by the frames alone, whatever the mask generator: stretches that look alike ([`cohesive_spans`]).
         * `"alignment"`: by aligning the sentences of the whole-video caption to the frames, with `alignment`
           (`"ordered"`, `"overlapping"`, `"unordered"` or `"expected"`, see [`align_ordered`]) and `gap_level`. Needs `tokenizer` and
           CLIP's text tower ([`SailModel.get_clip`] finds it). There are at most as many events as frames. With
@@ -152,7 +154,13 @@ class SailGenerationMixin(GenerationMixin):
             full_sequences = self.describe(features, frame_mask, tokenizer, config, **hooks)
             sentences = [len(self.split_sentences(row)) for row in full_sequences.tolist()]
             num_events = torch.tensor(sentences, device=features.device).clamp(1, self.config.num_queries)
-        centers, widths, masks = self.model.localize(features, frame_mask, num_events)
+        if config.localization == "cohesion":
+            valid = torch.arange(int(num_events.max()), device=features.device) < num_events[:, None]
+            start, end = cohesive_spans(features, frame_mask, valid).to(features.dtype).unbind(-1)
+            centers, widths = (start + end) / 2, end - start
+            masks = self.model.make_masks(centers, widths, frame_mask)
+        else:
+            centers, widths, masks = self.model.localize(features, frame_mask, num_events)
         sequences, scores = self.caption_events(features, frame_mask, masks, num_events, config, **hooks)
         return SailGenerateOutput(sequences, scores, num_events, full_sequences, centers, widths, masks)
 
@@ -339,8 +347,10 @@ class SailGenerationMixin(GenerationMixin):
         for name in ("max_new_tokens", "full_max_new_tokens"):
             check_limit("new_tokens", getattr(config, name, None) or 0, f"`{name}` asks for")
         check_limit("beams", config.num_beams or 1, "`num_beams` asks for")
-        if config.localization not in ("masks", "alignment"):
-            raise ValueError(f"`localization` must be 'masks' or 'alignment', found {config.localization!r}.")
+        if config.localization not in ("masks", "cohesion", "alignment"):
+            raise ValueError(
+                f"`localization` must be 'masks', 'cohesion' or 'alignment', found {config.localization!r}."
+            )
         if config.alignment not in ALIGNMENTS:
             raise ValueError(f"`alignment` must be one of {', '.join(ALIGNMENTS)}, found {config.alignment!r}.")
         for name in ("repeat_level", "support_level"):

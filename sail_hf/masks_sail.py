@@ -11,6 +11,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from .configuration_sail import SailConfig
 from .layers_sail import SailMaskDecoderLayer
+from .segments_sail import cohesive_spans
 
 
 def event_masks(centers: Tensor, widths: Tensor, frame_mask: Tensor, mask_type: str, temperature: float) -> Tensor:
@@ -143,8 +144,18 @@ class SailProgressMaskGenerator(nn.Module):
         return (start + stop) / 2 * valid, ((stop - start) / 0.8).clamp(max=1) * valid
 
 
+class SailCohesionMaskGenerator(SailFixedMaskGenerator):
+    """Spans whose frames are alike, as far as the frames say so ([`cohesive_spans`]); no parameters. Beyond the paper."""
+
+    def forward(self, memory: Tensor, frame_mask: Tensor, valid: Tensor, **kwargs) -> tuple[Tensor, Tensor]:
+        """As `SailMaskGenerator`."""
+        start, end = cohesive_spans(memory, frame_mask, valid).to(memory.dtype).unbind(-1)
+        return (start + end) / 2, end - start
+
+
 MASK_GENERATORS = {
     "queries": SailMaskGenerator,
     "progress": SailProgressMaskGenerator,
     "fixed": SailFixedMaskGenerator,
+    "cohesion": SailCohesionMaskGenerator,
 }

@@ -259,7 +259,7 @@ class SailModel(SailPreTrainedModel):
             max_events = max(counts)
             if min(counts) < 1:
                 raise ValueError(f"`num_events` must hold a positive number for each video, found {counts}.")
-        if max_events > self.config.num_queries and self.config.mask_generator != "fixed":
+        if max_events > self.config.num_queries and self.config.mask_generator in ("queries", "progress"):
             raise ValueError(
                 f"The mask generator has {self.config.num_queries} event queries (config.num_queries), "
                 f"found a video with {max_events} events."

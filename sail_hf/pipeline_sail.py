@@ -63,7 +63,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             event counts where its centre is nearest to the chunk's middle. One that the next chunk goes on with, in an
             overlapping span and the same meaning, is joined with it. The same meaning: a cosine of CLIP's text features
             of at least 0.9, or the same words where the text tower is neither in the checkpoint nor needed for times.
-        localization (`str`): `"masks"` or `"alignment"`; see [`SailForDenseVideoCaptioning.generate`].
+        localization (`str`): `"masks"`, `"cohesion"` or `"alignment"`; see [`SailForDenseVideoCaptioning.generate`].
         alignment (`str`), gap_level (`float`): how captions are aligned; see [`SailClip.align`]. Defaults: of generated
             ones, where `localization` is `"alignment"`, the checkpoint's; of `captions`, `"ordered"` and 0.
         repeat_level, support_level (`float`): where `localization` is `"alignment"`, which sentences are one event or none, and

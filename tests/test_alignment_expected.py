@@ -8,33 +8,41 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sail_hf import alignment_sail
 from sail_hf.alignment_sail import align_expected, align_ordered
 
 
 def hits(a, b):
     shared = max(0, min(a[1], b[1]) - max(a[0], b[0]))
     tiou = shared / (a[1] - a[0] + b[1] - b[0] - shared)
-    return sum(tiou > bound for bound in (0.3, 0.5, 0.7, 0.9)) / 4
+    return (sum(tiou > bound for bound in (0.3, 0.5, 0.7, 0.9)) + 0.01 * tiou) / 4
+
+
+def log_normal(value, mean, variance):
+    return -((value - mean) ** 2) / 2 / variance - math.log(variance) / 2
 
 
 def best_spans(calibrated, gap_level):
-    """Of every span its expected hits, from all segmentations one by one."""
+    """Of every span its expected hits, from all segmentations one by one, under normal distributions written out."""
     count, length = calibrated.shape
     spans = [(a, b) for a in range(length) for b in range(a + 1, length + 1)]
     earned = torch.zeros(count, len(spans))
     total = 0.0
-    for chosen in itertools.product(spans, repeat=count):
-        if any(left[1] > right[0] for left, right in itertools.pairwise(chosen)):
-            continue
-        covered = sum(b - a for a, b in chosen)
-        weight = (length - covered) / length * 32 * (2 * gap_level - 1.5)
-        for i, (a, b) in enumerate(chosen):
-            weight += math.log(0.9 * math.exp(2 * calibrated[i, a:b].sum()) + 0.1)
-            weight -= (math.log(count * (b - a) / length) / 0.8) ** 2 / 2
-        total += math.exp(weight)
-        for i, event in enumerate(chosen):
-            earned[i] += math.exp(weight) * torch.tensor([hits(span, event) for span in spans])
+    n = max(count, 2)
+    for explained in (0.2, 0.4, 0.6, 0.8, 0.9):
+        d = math.sqrt(explained * n**2 / (n - 1))
+        for chosen in itertools.product(spans, repeat=count):
+            if any(left[1] > right[0] for left, right in itertools.pairwise(chosen)):
+                continue
+            outside = length - sum(b - a for a, b in chosen)
+            weight = outside * (d / (1 - explained) * gap_level - 64 / length)
+            for i, (a, b) in enumerate(chosen):
+                for t in range(length):
+                    mean = d * (1 - 1 / n) if a <= t < b else -d / n
+                    weight += log_normal(calibrated[i, t].item(), mean, 1 - explained)
+                weight -= (math.log(count * (b - a) / length) / 1.2) ** 2 / 2
+            total += math.exp(weight)
+            for i, event in enumerate(chosen):
+                earned[i] += math.exp(weight) * torch.tensor([hits(span, event) for span in spans])
     earned /= total
     return spans, earned + earned.sum(0).clamp(max=1)
 
@@ -49,14 +57,15 @@ def test_each_span_has_the_most_expected_hits(num_captions, num_frames, gap_leve
         assert row[spans.index(tuple(found))] == pytest.approx(row.max().item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("num_captions", [2, 3, 5])
-def test_without_evidence_a_span_is_a_wider_share_of_its_own(num_captions):
-    spans = align_expected(torch.full((1, num_captions, 32), 0.3)).spans[0]
+@pytest.mark.parametrize("num_captions", [2, 3])
+def test_from_noise_alone_spans_stray_less_than_those_of_the_best_segmentation(num_captions):
+    noise = torch.randn(60, num_captions, 32, generator=torch.Generator().manual_seed(0))
+    expected, ordered = align_expected(noise), align_ordered(noise)
     centers = (torch.arange(num_captions) + 0.5) / num_captions
-    middle = slice(1, -1) if num_captions > 2 else slice(None)
-    torch.testing.assert_close(spans.mean(1)[middle], centers[middle], atol=0.12 / num_captions, rtol=0)
-    widths = (spans[:, 1] - spans[:, 0])[middle] * num_captions
-    assert (widths > 0.9).all() and (widths < 2).all()
+    torch.testing.assert_close(expected.centers.mean(0), centers, atol=0.05, rtol=0)
+    assert (expected.widths.mean(0) > 0.8 / num_captions).all()
+    # The best segmentation believes the noise.
+    assert expected.centers.std(0).mean() < 0.85 * ordered.centers.std(0).mean()
 
 
 def test_the_less_frames_say_the_nearer_spans_are_to_those_of_no_evidence():
@@ -66,7 +75,7 @@ def test_the_less_frames_say_the_nearer_spans_are_to_those_of_no_evidence():
     noise = torch.randn(20, 2, 32, generator=torch.Generator().manual_seed(0))
     ends = [align_expected(shown + level * noise).spans[:, 0, 1].mean().item() for level in (0.0, 1.5, 4.0)]
     assert ends[0] == pytest.approx(6 / 32, abs=0.03)
-    assert ends == sorted(ends) and 0.3 < ends[2] < 0.65
+    assert ends == sorted(ends) and 0.3 < ends[2] < 0.7
 
 
 def test_what_frames_show_clearly_is_found_as_by_the_ordered_alignment():
@@ -75,8 +84,7 @@ def test_what_frames_show_clearly_is_found_as_by_the_ordered_alignment():
         similarities[0, i, start:end] = 1.0
     exact = align_ordered(similarities)
     assert exact.segments[0].tolist() == [[2, 10], [10, 16], [22, 38]]
-    found = align_expected(similarities, gap_level=0.75)
-    torch.testing.assert_close(found.spans, exact.spans, atol=0.03, rtol=0)
+    assert align_expected(similarities, gap_level=0.5).segments.tolist() == exact.segments.tolist()
 
 
 def test_many_frames_are_not_taken_for_as_many_witnesses():
@@ -92,7 +100,6 @@ def test_no_gap_is_left_where_none_is_allowed():
     assert tight < 0.7 < whole
 
 
-def test_more_captions_than_steps_still_have_a_place_each(monkeypatch):
-    monkeypatch.setattr(alignment_sail, "_STEPS", 4)
-    segments = align_expected(torch.rand(1, 6, 9, generator=torch.Generator().manual_seed(0))).segments[0]
-    assert (segments[:, 1] > segments[:, 0]).all() and segments.amax() <= 9
+def test_more_captions_than_coarse_steps_still_have_a_place_each():
+    segments = align_expected(torch.rand(1, 50, 70, generator=torch.Generator().manual_seed(0))).segments[0]
+    assert (segments[:, 1] > segments[:, 0]).all() and segments.amax() <= 70

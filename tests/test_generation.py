@@ -276,5 +276,20 @@ def test_stated_count_needs_a_tokenizer(processor):
 
 def test_unknown_alignment_is_an_error(processor):
     model = make_model(processor)
-    with pytest.raises(ValueError, match="ordered, overlapping, unordered, found 'sideways'"):
+    with pytest.raises(ValueError, match="ordered, overlapping, unordered, expected, found 'sideways'"):
         model.generate(video_features=torch.randn(1, 8, 24), alignment="sideways")
+
+
+def test_cohesion_takes_the_number_of_events_and_places_them_by_the_frames(model):
+    generator = torch.Generator().manual_seed(0)
+    size, length = model.config.feature_size, model.config.num_frames
+    first, second = torch.randn(2, size, generator=generator)
+    frames = torch.stack([first] * (length // 4) + [second] * (length - length // 4))[None]
+    output = model.generate(video_features=frames, num_events=torch.tensor([2]), localization="cohesion")
+    torch.testing.assert_close(output.event_widths, torch.tensor([[0.25, 0.75]]), atol=0.01, rtol=0)
+    torch.testing.assert_close(output.event_centers, torch.tensor([[0.125, 0.625]]), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        output.event_masks,
+        model.model.make_masks(output.event_centers, output.event_widths, torch.ones(frames.shape[:2])),
+    )
+    assert len(output.sequences) == 2

@@ -302,7 +302,7 @@ class Localiser(torch.nn.Module):
         return output.event_centers, output.event_widths, output.event_masks
 
 
-@pytest.mark.parametrize("mask_generator", ["queries", "progress", "fixed"])
+@pytest.mark.parametrize("mask_generator", ["queries", "progress", "fixed", "cohesion"])
 def test_localisation_exports_and_compiles_whole(processor, batch, mask_generator):
     model = make_model(processor, mask_generator=mask_generator).model
     localiser = Localiser(model)
