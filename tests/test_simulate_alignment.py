@@ -63,7 +63,7 @@ def test_corruptions_are_what_they_are_called(annotations):
 
 
 def test_noise_has_unit_variance_and_lasts():
-    noise = simulate_alignment._lasting_noise(400, 40.0, np.random.default_rng(0))
+    noise = simulate_alignment.lasting_noise(400, 40.0, np.random.default_rng(0))
     assert noise.std() == pytest.approx(1, abs=0.05)
     lag = 10  # 10 of 400 frames at a decay of 1/40 of the video
     assert np.mean(noise[lag:] * noise[:-lag]) == pytest.approx(np.exp(-1), abs=0.05)

@@ -51,14 +51,14 @@ def step(name: str, seconds: dict[str, float]):
     seconds[name] = round(time.perf_counter() - start, 1)
 
 
-def write_decoder(folder: Path, captions: list[str]) -> None:
+def write_decoder(folder: Path, captions: list[str], vocab_size: int = 1000) -> None:
     """A byte-level BPE tokenizer of the captions, as GPT-2's is of the web, and the configuration of a small GPT-2."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     end = "<|endoftext|>"
     trainer = trainers.BpeTrainer(
-        vocab_size=1000,
+        vocab_size=vocab_size,
         special_tokens=[end],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -102,7 +102,7 @@ class SimulatedClip:
     """A random vector for each word, longer for rarer words; captions are unit sums of them."""
 
     def __init__(self, captions: list[str], rng: np.random.Generator):
-        frequency = Counter(word for caption in captions for word in dict.fromkeys(_words(caption)))
+        frequency = Counter(word for caption in captions for word in dict.fromkeys(words_of(caption)))
         self.index = {word: i for i, word in enumerate(frequency)}
         counts = np.array(list(frequency.values()))
         self.probabilities = counts / counts.sum()
@@ -110,20 +110,20 @@ class SimulatedClip:
         self.vectors = vectors * np.log(len(captions) / counts)[:, None]
 
     def encode(self, captions: list[str], wrong_words: float, rng: np.random.Generator) -> np.ndarray:
-        """`(N, FEATURE_SIZE)`; a share of the words is replaced by others, drawn by frequency."""
+        """`(N, FEATURE_SIZE)`; a share of the words is replaced by others, drawn by frequency. Unknown words say nothing."""
         features = np.zeros((len(captions), FEATURE_SIZE))
         for i, caption in enumerate(captions):
-            words = np.array([self.index[word] for word in _words(caption)], dtype=int)
+            words = np.array([self.index[word] for word in words_of(caption) if word in self.index], dtype=int)
             others = rng.choice(len(self.vectors), len(words), p=self.probabilities) if wrong_words else words
             features[i] = self.vectors[np.where(rng.random(len(words)) < wrong_words, others, words)].sum(0)
-        return _unit(features)
+        return unit(features)
 
 
-def _words(caption: str) -> list[str]:
+def words_of(caption: str) -> list[str]:
     return re.findall(r"[a-z']+", caption.lower())
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
+def unit(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-9)
 
 
@@ -147,10 +147,8 @@ def simulate(
     if condition.frames_per_second:
         num_frames = max(round(row["duration"] * condition.frames_per_second) + 1, 2)
     num_frames = max(num_frames, len(spans))
-    time = np.linspace(0, 1, num_frames)[:, None]
-    active = (time >= spans[:, 0]) & (time <= spans[:, 1])
-    frames = active @ contents / np.maximum(active.sum(1, keepdims=True), 1) + _unit(contents.mean(0))
-    frames += condition.noise * _lasting_noise(num_frames, row["duration"] / arguments.noise_seconds, rng)
+    frames, active = show_frames(contents, spans, num_frames)
+    frames = frames + condition.noise * lasting_noise(num_frames, row["duration"] / arguments.noise_seconds, rng)
 
     captions = clip.encode(row["captions"], condition.wrong_words, rng) if condition.wrong_words else contents
     captions = captions + 0.5 * condition.noise * rng.standard_normal(captions.shape)
@@ -162,13 +160,21 @@ def simulate(
         captioned = rng.random(len(order)) >= condition.uncaptioned
         captioned[rng.integers(len(order))] = True
         order = order[captioned]
-    similarities = _unit(captions[order]) @ _unit(frames).T
+    similarities = unit(captions[order]) @ unit(frames).T
     visible = active[:, order]
     hits = visible[np.arange(num_frames), similarities.argmax(0)][visible.any(1)]
     return SimulatedVideo(similarities, spans[order], hits)
 
 
-def _lasting_noise(num_frames: int, length: float, rng: np.random.Generator) -> np.ndarray:
+def show_frames(contents: np.ndarray, spans: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `(T, FEATURE_SIZE)` frames show before noise: the mean of the events that take place there, if any, and the
+    video's scene; and which events take place, `(T, N)`. `contents`: `(N, FEATURE_SIZE)`; `spans`: `(N, 2)` in [0, 1]."""
+    time = np.linspace(0, 1, num_frames)[:, None]
+    active = (time >= spans[:, 0]) & (time <= spans[:, 1])
+    return active @ contents / np.maximum(active.sum(1, keepdims=True), 1) + unit(contents.mean(0)), active
+
+
+def lasting_noise(num_frames: int, length: float, rng: np.random.Generator) -> np.ndarray:
     """Unit-variance noise `(T, FEATURE_SIZE)` that decays to 1/e over 1 / `length` of the video."""
     noise = rng.standard_normal((num_frames, FEATURE_SIZE))
     keep = np.exp(-length / (num_frames - 1))
