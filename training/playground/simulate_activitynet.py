@@ -52,6 +52,7 @@ from sail_hf import (
 from sail_hf.alignment_sail import ALIGNMENTS
 from sail_hf.data import read_annotations, write_json, written_whole
 from sail_hf.loss_sail import cosines
+from sail_hf.segments_sail import cohesive_spans
 from sail_hf.trainer import scored_references
 
 NUM_FRAMES = 32
@@ -280,12 +281,13 @@ def train_methods(args: SimulateArguments) -> None:
 
 @dataclass
 class Captioned:
-    """Sentences of the scored videos, their similarities `(N, T)` to the frames, and the mask generator's spans `(N, 2)` in
-    [0, 1]. A video without a sentence has one empty one."""
+    """Sentences of the scored videos, their similarities `(N, T)` to the frames, and spans `(N, 2)` in [0, 1]: the mask
+    generator's, and of the frames' cohesion. A video without a sentence has one empty one."""
 
     texts: list[list[str]]
     similarities: list[np.ndarray]
     mask_spans: list[np.ndarray]
+    cohesive_spans: list[np.ndarray]
 
 
 def scored_videos(args: SimulateArguments) -> datasets.Dataset:
@@ -297,7 +299,7 @@ def caption(args: SimulateArguments, folder: str, clip: TextClip, batch_size: in
     """Whole-video captions of a model, made once for every localisation of their sentences."""
     model = SailForDenseVideoCaptioning.from_pretrained(args.output / folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.output / folder)
-    found, data = Captioned([], [], []), scored_videos(args).select_columns("video_features")
+    found, data = Captioned([], [], [], []), scored_videos(args).select_columns("video_features")
     with tqdm(total=len(data), desc=f"captioning by {folder}", unit="video") as progress:
         for batch in data.iter(batch_size):
             features = torch.from_numpy(np.stack(batch["video_features"])).float()
@@ -311,9 +313,17 @@ def caption(args: SimulateArguments, folder: str, clip: TextClip, batch_size: in
             spans = torch.stack([centers - widths / 2, centers + widths / 2], -1).clamp(0, 1).numpy()
             found.texts += texts
             found.mask_spans += [row[:count] for row, count in zip(spans, counts, strict=True)]
+            found.cohesive_spans += cohesive(features, counts)
             found.similarities += [similarities(clip, *pair) for pair in zip(texts, features, strict=True)]
             progress.update(len(rows))
     return found
+
+
+def cohesive(features: torch.Tensor, counts: list[int]) -> list[np.ndarray]:
+    """Spans `(N, 2)` in [0, 1] by the frames `(B, T, D)` alone, as of `generate(localization="cohesion")`."""
+    valid = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    spans = cohesive_spans(features, torch.ones(features.shape[:2]), valid).double().numpy()
+    return [row[:count] for row, count in zip(spans, counts, strict=True)]
 
 
 def similarities(clip: TextClip, texts: list[str], frames: torch.Tensor) -> np.ndarray:
@@ -346,17 +356,22 @@ def score_method(args: SimulateArguments, method: str, clip: TextClip) -> dict[s
     """Scores by localisation: the mask generator's, and the generated captions aligned with the frames."""
     found = caption(args, method, clip)
     texts = [row[: len(spans)] for row, spans in zip(found.texts, found.mask_spans, strict=True)]
-    scores = {"masks": score(args, found.mask_spans, texts)}
+    scores = {"masks": score(args, found.mask_spans, texts), "cohesion": score(args, found.cohesive_spans, texts)}
     return scores | {name: score(args, align(found.similarities, name), found.texts) for name in ALIGNMENTS}
 
 
 def score_true_captions(args: SimulateArguments, clip: TextClip) -> dict[str, dict]:
-    """As [`score_method`], for the captions of the first annotation file that has the video."""
+    """As [`score_method`], for the captions of the first annotation file that has the video, hence with its count."""
     rows = scored_videos(args).select_columns(["captions", "video_features"])
     found = [
         similarities(clip, list(row["captions"]), torch.from_numpy(row["video_features"]).float()) for row in rows
     ]
-    return {name: score(args, align(found, name), rows["captions"]) for name in ALIGNMENTS}
+    captions = list(rows["captions"])
+    spans = [
+        cohesive(torch.from_numpy(row["video_features"]).float()[None], [len(row["captions"])])[0] for row in rows
+    ]
+    scores = {"cohesion": score(args, spans, captions)}
+    return scores | {name: score(args, align(found, name), captions) for name in ALIGNMENTS}
 
 
 # --- The table ----------------------------------------------------------------------------------------------------
@@ -385,7 +400,7 @@ def format_scores(scores: dict[str, dict[str, dict]]) -> str:
     rows = {}
     for method, kinds in scores.items():
         for kind, of_kind in kinds.items():
-            rows[f"{method}, {kind if kind == 'masks' else f'captions aligned, {kind}'}"] = of_kind
+            rows[f"{method}, {kind if kind in ('masks', 'cohesion') else f'captions aligned, {kind}'}"] = of_kind
     first = next(iter(rows.values()))
     rows |= {title: {"f1": first[key]} for title, key in CONTROLS.items()}
 
