@@ -5,8 +5,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+import ablate  # noqa: E402
 import caption_frames  # noqa: E402
 import extract_features  # noqa: E402
 import train  # noqa: E402
 
-__all__ = ["caption_frames", "extract_features", "train"]
+__all__ = ["ablate", "caption_frames", "extract_features", "train"]
