@@ -2,7 +2,8 @@
 
     python training/playground/worlds.py --seeds 0 1 2 --output outputs/worlds
 
-Each is a world as the demo makes it (rendered videos, a CLIP of its own, features of the training videos, a decoder), and
+Each is a world as the demo makes it (rendered videos, a CLIP of its own, features of the training videos, a decoder), with
+captions of the training videos' frames by an oracle with noise (frame_captions.py), and
 
 * `evaluation/`: captions, times and features of the other videos, as many frames as in training; split `test` is the demo's
   60 test videos, `validation` the 100 after them;
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import datasets
 from demo import make_world
+from frame_captions import FrameCaptionArguments, add_oracle
 from recipes import extract_features
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
@@ -76,6 +78,8 @@ def main() -> None:
             make_world(folder, args.num_train, args.num_test + args.num_validation, seed, {})
         write_evaluation(folder, args.num_test, args.frames_per_second)
         write_small_decoder(folder)
+        parts = {"playground": str(folder / "playground"), "clip": str(folder / "clip")}
+        add_oracle(FrameCaptionArguments(dataset=str(folder / "dataset"), **parts))
     print(f"Worlds: {args.output}/seed_N, N = {', '.join(map(str, args.seeds))}")
 
 
