@@ -103,6 +103,7 @@ def study(tmp_path_factory, parts):
                 "counts": "first stage",
                 "rows": {
                     "masks": {"localization": "masks"},
+                    "generated": {"captions": "generated", "alignment": "ordered"},
                     "given": {"captions": "given", "alignment": "unordered"},
                 },
                 "published": {"f1": 57.0},
@@ -126,7 +127,7 @@ def test_a_study_writes_a_table(study):
     place, _ = study
     text = (place / "study" / "table.md").read_text()
     content = json.loads((place / "study" / "table.json").read_text())
-    assert list(content["rows"]) == ["sail, masks", "sail, given"]
+    assert list(content["rows"]) == ["sail, masks", "sail, generated", "sail, given"]
     masks = content["rows"]["sail, masks"]["seeds"]["0"]
     assert masks["updates"] == 2 and masks["num_videos"] == 3 and masks["train_minutes"] > 0
     assert "| *published* | *57.0* |" in text and "Not measured: CIDEr." in text

@@ -5,7 +5,8 @@
 A preset is a YAML file:
 
     title: Table 4, what each part adds
-    config: ../configs/activitynet.yaml      # fields of train.py; --training replaces some for all variants
+    config: ../configs/activitynet.yaml      # fields of train.py
+    training: {learning_rate: 1.0e-4}        # optional: of all variants, instead of the config's; --training wins over both
     columns: [soda_c, cider, f1, lift]       # of COLUMNS in ablation_table.py; default: all of them but a study's own
     look_every: 100                          # optional: updates between looks at the masks of the --look_split, drawn
     coverage: true                           # optional: also a table of how much of the videos events cover
@@ -91,6 +92,7 @@ class Preset:
     title: str
     config: str
     variants: dict[str, Variant]
+    training: dict[str, Any] = field(default_factory=dict)
     columns: list[str] = field(default_factory=lambda: [name for name, column in COLUMNS.items() if column.always])
     look_every: int | None = None
     coverage: bool = False
@@ -321,7 +323,7 @@ class Study:
         """All that decides a run of a variant."""
         variant, common = self.preset.variants[name], train.read_config(self.preset.config)
         values = {"dataset": self.args.dataset}
-        for part in (common, self.everywhere, variant.train):
+        for part in (common, self.preset.training, self.everywhere, variant.train):
             for field_name, value in part.items():
                 old = values.get(field_name)
                 both = isinstance(value, dict) and isinstance(old, dict)
