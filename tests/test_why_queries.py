@@ -53,9 +53,9 @@ def test_a_teacher_changes_the_generator_alone(teacher, videos, monkeypatch):
     model = make_model(make_processor(), **weights)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     monkeypatch.setattr("ablate.look_at_masks", lambda model, scored: {"centers": locate(model, videos)})
-    args = SimpleNamespace(learning_rate=1e-2, looks=[1, 60], batch_size=6)
+    args = SimpleNamespace(looks=[1, 60], batch_size=6)
     torch.manual_seed(0)
-    first, last = teach(model, teacher, videos, None, args, seed=0)
+    first, last = teach(model, teacher, 1e-2, videos, None, args, seed=0)
     assert (first["updates"], last["updates"]) == (1, 60)
     changed = {name for name, value in model.state_dict().items() if (value != before[name]).any()}
     assert changed and all(name.startswith("model.mask_generator.") for name in changed)

@@ -8,10 +8,14 @@ An experiment on rendered worlds (worlds.py), whose true times it knows. Two tab
   and how well its opposite points from where the mask is to where the event is (correlation over events, less the means of
   the i-th of N events). At the start of the second stage, and at the end of runs such as the race's.
 * **Teachers.** The mask generator alone, everything else frozen, taught by one thing for many updates: the true spans (an upper
-  bound, no method), the spans of captions aligned with frames, Eq. 2, or Eq. 2 and 3. F1, lift and correlations of the masks of
+  bound, no method), the spans of captions aligned with frames, or Eq. 2 and 3. F1, lift and correlations of the masks of
   videos that no training has seen, given the true numbers of events, after so many updates.
+
+Finished worlds are kept in the output folder.
 """
 
+import itertools
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+import transformers
 from recipes import ablate, train
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, set_seed
@@ -30,13 +35,13 @@ from sail_hf.loss_sail import LOSSES, LossInputs, sail_losses, segment_loss
 TEACHERS = {
     "true spans": None,
     "aligned captions": {"alignment_loss_weight": 1.0},
-    "Eq. 2": {"similarity_loss_weight": 1.0},
     "Eq. 2 and 3": {"similarity_loss_weight": 1.0, "augmentation_loss_weight": 0.25},
 }
+# Each with a learning rate that it bears: at 1e-3 the frames' shares of the progress saturate.
 GENERATORS = {
-    "queries, positions 0.02": {"mask_generator": "queries", "position_initializer_range": 0.02},
-    "queries, positions 1": {"mask_generator": "queries", "position_initializer_range": 1.0},
-    "progress": {"mask_generator": "progress"},
+    "queries, positions 0.02": ({"mask_generator": "queries", "position_initializer_range": 0.02}, 1e-3),
+    "queries, positions 1": ({"mask_generator": "queries", "position_initializer_range": 1.0}, 1e-3),
+    "progress": ({"mask_generator": "progress"}, 3e-4),
 }
 NO_LOSS = {loss.weight: 0.0 for loss in LOSSES}
 ALL_LOSSES = {loss.weight: 1.0 for loss in LOSSES}
@@ -52,11 +57,10 @@ class WhyArguments:
         default_factory=list, metadata={"help": "Models after the second stage, whose gradients are measured, too."}
     )
     looks: list[int] = field(
-        default_factory=lambda: [100, 400, 1600], metadata={"help": "Updates at which masks are scored."}
+        default_factory=lambda: [100, 400, 1200], metadata={"help": "Updates at which masks are scored."}
     )
-    batch_size: int = field(default=32, metadata={"help": "Videos an update."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Of AdamW, constant."})
-    num_gradient_videos: int = field(default=128, metadata={"help": "Training videos whose gradients are measured."})
+    batch_size: int = field(default=16, metadata={"help": "Videos an update."})
+    num_gradient_videos: int = field(default=64, metadata={"help": "Training videos whose gradients are measured."})
 
 
 def load_model(name: str, **fields) -> tuple[SailForDenseVideoCaptioning, Any]:
@@ -136,6 +140,7 @@ def described(rows: list[tuple[tuple[int, int], float, float]]) -> dict[str, flo
 def teach(
     model: SailForDenseVideoCaptioning,
     teacher: str,
+    learning_rate: float,
     videos: Videos,
     scored: ablate.Scored,
     args: WhyArguments,
@@ -143,7 +148,7 @@ def teach(
 ) -> list[dict[str, Any]]:
     """Looks at the masks as the generator alone is taught."""
     generator = model.model.mask_generator
-    optimizer = torch.optim.AdamW(generator.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     rng, looks = np.random.default_rng(seed), []
     for update in range(1, max(args.looks) + 1):
         model.train()
@@ -181,6 +186,21 @@ def teach(
             model.eval()
             looks.append({"updates": update, **ablate.look_at_masks(model, scored)})
     return looks
+
+
+def taught(start: str, world: Path, videos: Videos, args: WhyArguments, seed: int, bar: tqdm) -> dict[str, dict]:
+    """Looks by generator and teacher, those that are finished from the world's file."""
+    path = args.output / f"teachers_{seed}.json"
+    lessons: dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
+    scored = ablate.Scored.load(str(world / "evaluation"), "validation", None)
+    for (generator, (fields, rate)), (teacher, weights) in itertools.product(GENERATORS.items(), TEACHERS.items()):
+        if teacher not in lessons.setdefault(generator, {}):
+            set_seed(seed)
+            model, _ = load_model(start, **{**NO_LOSS, **(weights or {}), **fields})
+            lessons[generator][teacher] = teach(model, teacher, rate, videos, scored, args, seed)
+            write_json(path, lessons)
+        bar.update()
+    return lessons
 
 
 # --- Tables -------------------------------------------------------------------------------------------------------
@@ -222,11 +242,15 @@ def format_tables(slopes: dict[int, dict], lessons: dict[int, dict]) -> str:
 
 def main() -> None:
     (args,) = HfArgumentParser(WhyArguments, description=__doc__).parse_args_into_dataclasses()
+    transformers.utils.logging.set_verbosity_error()  # a new mask generator is meant to be new
+    learning = {"looks": args.looks, "batch_size": args.batch_size}
+    ablate.check_same(args.output / "settings.json", learning)
     slopes, lessons = {}, {}
     with tqdm(total=len(args.seeds) * len(GENERATORS) * len(TEACHERS), unit="run") as bar:
         for seed in args.seeds:
             world, start = args.worlds / f"seed_{seed}", args.start.replace("{seed}", str(seed))
             videos = Videos(world)
+            lessons[seed] = taught(start, world, videos, args, seed, bar)
             models = {"start": (start, {"mask_generator": "queries", "position_initializer_range": 1.0})}
             models |= {name: (name.replace("{seed}", str(seed)), {}) for name in args.trained}
             slopes[seed] = {}
@@ -235,15 +259,6 @@ def main() -> None:
                 slopes[seed][title] = gradients(
                     *load_model(name, **fields, **ALL_LOSSES), videos, args.num_gradient_videos
                 )
-            scored = ablate.Scored.load(str(world / "evaluation"), "validation", None)
-            lessons[seed] = {}
-            for generator, fields in GENERATORS.items():
-                for teacher, weights in TEACHERS.items():
-                    set_seed(seed)
-                    model, _ = load_model(start, **{**NO_LOSS, **(weights or {}), **fields})
-                    looks = teach(model, teacher, videos, scored, args, seed)
-                    lessons[seed].setdefault(generator, {})[teacher] = looks
-                    bar.update()
             write_json(args.output / "why.json", {"gradients": slopes, "teachers": lessons})
             text = format_tables(slopes, lessons)
             (args.output / "why.md").write_text(text, encoding="utf-8")
