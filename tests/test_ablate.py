@@ -148,6 +148,8 @@ def test_what_is_finished_is_kept_and_other_settings_are_refused(study, capsys):
     assert files(place / "study" / "seed_0") == before
     with pytest.raises(SystemExit, match=r"other settings \(train; see .*choose another --output"):
         ablate.main([*words, "--training", '{"learning_rate": 0.5}'])
+    with pytest.raises(SystemExit, match=r"scores of other settings \(masks, generated, given\)"):
+        ablate.main([*words[:-1], "localization"])
 
 
 def test_a_run_of_another_process_is_left_to_it(study, capsys):
@@ -190,11 +192,11 @@ def test_means_and_deviations_over_seeds():
     assert cell([0.5], COLUMNS["center_correlation"]) == "0.50"
     scores = {seed: {"f1": f1, "lift": None, "events": {}} for seed, f1 in enumerate((0.4, 0.6))}
     references = dict.fromkeys(scores, REFERENCES)
-    some = {"a": scores, "b": {0: {"f1": 0.3, "events": {}}}}
+    some = {"a": scores, "b": {0: {"f1": 0.3, "lift": 0.1, "events": {}}}}
     text, content = table("T", ["f1", "lift", "cider"], some, {"b": {"f1": 57.0}}, references, "A note.")
     lines = text.splitlines()
-    assert "| a | 50.00 ± 14.14 |  |  |" in lines and "| b (seeds 0) | 30.00 |  | 1.0000 |" in lines
-    assert lines[lines.index("| b (seeds 0) | 30.00 |  | 1.0000 |") + 1] == "| *published* | *57.0* |  |  |"
+    assert "| a | 50.00 ± 14.14 |  |  |" in lines and "| b (seeds 0) | 30.00 | 10.00 | 1.0000 |" in lines
+    assert lines[lines.index("| b (seeds 0) | 30.00 | 10.00 | 1.0000 |") + 1] == "| *published* | *57.0* |  |  |"
     assert "Not measured: CIDEr." in lines and "A note." in lines
     assert content["rows"]["a"]["seeds"][1]["f1"] == 0.6
 

@@ -33,7 +33,6 @@ the work: each takes runs that no other has taken. `table.md` and `table.json` h
 import itertools
 import json
 import random
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -298,15 +297,15 @@ def start_memory() -> None:
         forget.write_text("5")
 
 
-def peak_memory() -> float:
-    """GiB since [`start_memory`]: of the GPU, else of the process (resident)."""
+def peak_memory() -> float | None:
+    """GiB since [`start_memory`]: of the GPU, else of the process (resident); `None` where the system does not say."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     status = Path("/proc/self/status")
-    if status.exists():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # of all runs so far; bytes on macOS
+    if not status.exists():
+        return None
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 2**20
 
 
 class Study:
@@ -351,8 +350,18 @@ class Study:
             scores = {}
             if (folder / "scores.json").exists():
                 scores = json.loads((folder / "scores.json").read_text())
-            if variant.rows.keys() - scores.keys():
+            rows = {row: self._how(options, seed) for row, options in variant.rows.items()}
+            if other := [row for row, how in rows.items() if row in scores and scores[row]["how"] != how]:
+                raise ValueError(
+                    f"{folder} holds scores of other settings ({', '.join(other)}): remove scores.json there."
+                )
+            if rows.keys() - scores.keys():
                 self._score(folder, variant, seed, scores)
+
+    def _how(self, options: dict[str, Any], seed: int) -> dict[str, Any]:
+        """All that decides the scores of a row, beside the run."""
+        data = [self.args.eval_dataset, self.args.eval_split, self.args.fine_dataset]
+        return {"options": options, "metrics": self.args.metrics, "data": [with_seed(one, seed) for one in data]}
 
     def _train(self, folder: Path, settings: dict[str, Any], seed: int, bar: tqdm) -> None:
         resumed = any(folder.glob("checkpoint-*"))
@@ -403,7 +412,8 @@ class Study:
             true = [len(sets[0]["sentences"]) for sets in scored.references.values()]
             errors = np.abs([len(of_video) for of_video in predictions] - np.array(true))
             found |= {"event_count_accuracy": float((errors == 0).mean()), "event_count_error": float(errors.mean())}
-            scores[row] = {**found, "caption_minutes": minutes, "events": f"events_{len(scores)}.json"}
+            own = {"events": f"events_{len(scores)}.json", "how": self._how(options, seed)}
+            scores[row] = {**found, "caption_minutes": minutes, **own}
             write_json(folder / "scores.json", scores)
 
 

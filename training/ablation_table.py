@@ -72,7 +72,11 @@ def table(
     if not rows:
         return f"# {title}\n\nNothing is finished.\n", {"rows": {}}
     seeds = sorted({seed for of_row in rows.values() for seed in of_row})
-    shown = [name for name in columns if any(name in one for of_row in rows.values() for one in of_row.values())]
+    shown = [
+        name
+        for name in columns
+        if any(one.get(name) is not None for of_row in rows.values() for one in of_row.values())
+    ]
     first = next(iter(rows))
     chances = {row: paired_test(rows[first], of_row, references) for row, of_row in rows.items() if row != first}
     lines = ["| | " + " | ".join([*(COLUMNS[name].title for name in shown), "p"]) + " |"]
@@ -85,7 +89,9 @@ def table(
         cells = [cell(values[name], COLUMNS[name]) for name in shown]
         lines.append(f"| {row}{seeds_of_row} | " + " | ".join([*cells, chance]) + " |")
         content[row] = {
-            "seeds": {seed: {k: v for k, v in one.items() if k != "events"} for seed, one in of_row.items()},
+            "seeds": {
+                seed: {k: v for k, v in one.items() if k not in ("events", "how")} for seed, one in of_row.items()
+            },
             "p": chances.get(row),
             "published": published.get(row) or {},
         }
