@@ -40,8 +40,8 @@ TEACHERS = {
 # Each with a learning rate that it bears: at 1e-3 the frames' shares of the progress saturate.
 GENERATORS = {
     "queries, positions 1": ({"mask_generator": "queries", "position_initializer_range": 1.0}, 1e-3),
-    "progress": ({"mask_generator": "progress"}, 3e-4),
     "queries, positions 0.02": ({"mask_generator": "queries", "position_initializer_range": 0.02}, 1e-3),
+    "progress": ({"mask_generator": "progress"}, 3e-4),
 }
 NO_LOSS = {loss.weight: 0.0 for loss in LOSSES}
 ALL_LOSSES = {loss.weight: 1.0 for loss in LOSSES}
