@@ -37,7 +37,7 @@ COLUMNS = {
     "width_sd_mean": Column("sd of widths, mean", 1, 4, False),
     "width_sd_min": Column("least", 1, 4, False),
     "width_sd_max": Column("largest", 1, 4, False),
-    "updates": Column("updates", 1, 0, False),
+    "updates": Column("steps", 1, 0, False),
     "train_minutes": Column("min training", 1, 1),
     "caption_minutes": Column("min captioning", 1, 1),
     "memory_gib": Column("GiB", 1, 1),
@@ -220,7 +220,7 @@ def draw_looks(looks: dict[str, dict[int, list[dict[str, Any]]]], folder: Path) 
             style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
             axes.plot(shared, values.mean(0), label=name, **style)
             axes.fill_between(shared, values.min(0), values.max(0), alpha=0.12, color=style["color"], linewidth=0)
-        axes.set(xlabel="updates", title=f"{title} of the masks, true numbers of events, percent")
+        axes.set(xlabel="steps", title=f"{title} of the masks, true numbers of events, percent")
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(folder / "curves.png", dpi=80)
@@ -235,6 +235,6 @@ def draw_looks(looks: dict[str, dict[int, list[dict[str, Any]]]], folder: Path) 
             axes.fill_between(steps, low, high, alpha=0.3, color=f"C{event}")
             axes.plot(steps, centers[:, event], color=f"C{event}", linewidth=1)
         axes.set(title=f"{name}: {next(iter(of_first[0]['shown']))}", ylim=(0, 1), ylabel="time")
-    axes.set(xlabel="updates")
+    axes.set(xlabel="steps")
     figure.savefig(folder / "masks.png", dpi=80)
     return f"\nDrawn: {folder / 'curves.png'}, {folder / 'masks.png'} (the masks of one video as training went on).\n"
