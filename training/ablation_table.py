@@ -220,7 +220,7 @@ def draw_looks(looks: dict[str, dict[int, list[dict[str, Any]]]], folder: Path) 
             style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
             axes.plot(shared, values.mean(0), label=name, **style)
             axes.fill_between(shared, values.min(0), values.max(0), alpha=0.12, color=style["color"], linewidth=0)
-        axes.set(xlabel="steps", title=f"{title} of the masks, true numbers of events, percent")
+        axes.set(xlabel="steps", title=f"{title} of the masks, percent")
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(folder / "curves.png", dpi=80)
