@@ -97,6 +97,10 @@ class SailPreTrainedModel(PreTrainedModel):
             name = pretrained_model_name_or_path
             raise ValueError(f"{name} was not loaded: its weights are damaged, or more than tensors.") from error
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
+        # transformers passes over modules of others without parameters of their own, such as attention and `progress`.
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from tiny import make_model, make_processor
 from torch import tensor
 
-from sail_hf import SailConfig
+from sail_hf import SailConfig, SailForDenseVideoCaptioning
 from sail_hf.loss_sail import segment_loss
 from sail_hf.masks_sail import SailFixedMaskGenerator, SailProgressMaskGenerator, event_masks
 
@@ -132,3 +133,21 @@ def test_progress_learns_to_look():
     error = (generator(shown, everywhere, events(*[2] * 32))[0] - centers).abs().mean()
     content_free = (centers - centers.mean(0)).abs().mean()
     assert error < 0.4 * content_free
+
+
+def test_initial_weights_are_those_that_layers_ask_for(tmp_path):
+    """Whatever the configuration's range, in a new model and where a loaded one gets a new mask generator."""
+    make_model(make_processor(), mask_generator="fixed", initializer_range=0.5).save_pretrained(tmp_path)
+    fields = {"mask_generator": "progress", "initializer_range": 0.5}
+    for model in (
+        make_model(make_processor(), **fields),
+        SailForDenseVideoCaptioning.from_pretrained(tmp_path, **fields),
+    ):
+        weight = model.model.mask_generator.layers[0].weight
+        bound = weight[0].numel() ** -0.5
+        assert weight.abs().max() <= bound and weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    attention = make_model(make_processor(), initializer_range=0.5).model.mask_generator.layers[0].cross_attn
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        bound = (6 / (4 * 24)) ** 0.5
+        assert projection.weight.abs().max() <= bound
+        assert projection.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+import ablate  # noqa: E402
 import build_dataset  # noqa: E402
 import caption_frames  # noqa: E402
 import extract_features  # noqa: E402
 import train  # noqa: E402
 
-__all__ = ["build_dataset", "caption_frames", "extract_features", "train"]
+__all__ = ["ablate", "build_dataset", "caption_frames", "extract_features", "train"]
