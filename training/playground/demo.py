@@ -178,7 +178,7 @@ def train_sail(out: Path, checkpoint: Path, seed: int, **fields) -> None:
 
 
 def caption_test_videos(pipe, out: Path) -> dict[str, dict[str, list[dict]]]:
-    """Events of the test videos by localisation and video: masks, alignment, and alignment of the true captions."""
+    """Events of the test videos by localisation and video: each one's, and alignment of the true captions."""
     references = json.loads((out / "playground" / "test.json").read_text())
     paths = [str(out / "playground" / "videos" / f"{video}.mp4") for video in references]
     given = [reference["sentences"] for reference in references.values()]
@@ -186,6 +186,7 @@ def caption_test_videos(pipe, out: Path) -> dict[str, dict[str, list[dict]]]:
     finer = {"frames_per_second": 4}
     events = {
         "masks": pipe(paths, batch_size=8, localization="masks"),
+        "cohesion": pipe(paths, batch_size=8, localization="cohesion"),
         "alignment": pipe(paths, batch_size=8, localization="alignment", **finer),
         "true captions, aligned": pipe(paths, captions=given, gap_level=0.75, **finer),
     }
