@@ -21,7 +21,7 @@ INFINITY = float("inf")
 
 def make_pipe(processor, seed=3, **fields):
     """Masks that differ from event to event; a clip inside, as videos need one."""
-    model = make_model(processor, **fields)
+    model = make_model(processor, seed=1, **fields)
     torch.manual_seed(seed)
     with torch.no_grad():
         model.model.mask_generator.center_head.weight.normal_()

