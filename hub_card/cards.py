@@ -58,6 +58,11 @@ COLUMNS = {
     "video_features": "CLIP image projections of T frames, not normalised",
     "caption_features": "CLIP text projections of the captions",
     "transition_features": "CLIP text projections of the transitions",
+    "frame_captions": "a caption of each of the T frames",
+    "frame_captioner": "model that wrote them",
+    "frame_captioner_revision": "its revision",
+    "frame_prompt": "what it was asked",
+    "frame_caption_features": "CLIP text projections of the captions of frames",
 }
 EDITS = {
     "thinking": "a block of reasoning taken out",
