@@ -86,12 +86,12 @@ def span_probabilities(
 
 
 def most_hits(probabilities: Tensor, hits: Tensor) -> Tensor:
-    """For each event `(B, N)` the span that is expected to hit most: its own event, and any event of the video.
+    """For each event `(B, N)` the span that is expected to hit it most. `probabilities`: `(B, N, C)`; `hits`: `(C, C)`.
 
-    The first counts for recall, the second for precision. `probabilities`: `(B, N, C)`; `hits`: `(C, C)`.
+    What it may hit of the video's other events does not count, though the field's precision counts it: an event of whose
+    place little is known would repeat the span of one that is clear.
     """
-    found = probabilities.to(hits.dtype) @ hits
-    return (found + found.sum(1, keepdim=True).clamp(max=1)).argmax(-1)
+    return (probabilities.to(hits.dtype) @ hits).argmax(-1)
 
 
 def length_weights(counts: Tensor, lengths: Tensor, start: Tensor, end: Tensor) -> Tensor:

