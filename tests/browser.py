@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +36,13 @@ def free_port() -> int:
 @contextmanager
 def served(command: list[str], folder: Path, port: int, **variables: str) -> Iterator[subprocess.Popen]:
     """Runs a program of Python in a folder, from when it listens on the port until the block ends."""
-    process = subprocess.Popen([sys.executable, *command], cwd=folder, env={**os.environ, **variables})
+
+    def heed_interrupts():  # which a shell's background jobs ignore
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=folder, env={**os.environ, **variables}, preexec_fn=heed_interrupts
+    )
     try:
         while socket.socket().connect_ex(("127.0.0.1", port)):
             assert process.poll() is None, f"{command} ended"
