@@ -24,7 +24,7 @@ from .alignment_sail import ALIGNMENTS, frame_spans
 from .configuration_sail import SailConfig
 from .events_sail import settled, uncovered
 from .loss_sail import cosines
-from .segments_sail import cohesive_spans
+from .masks_sail import SailCohesionMaskGenerator
 from .trust import check_limit
 
 logger = logging.getLogger(__name__)
@@ -156,8 +156,7 @@ class SailGenerationMixin(GenerationMixin):
             num_events = torch.tensor(sentences, device=features.device).clamp(1, self.config.num_queries)
         if config.localization == "cohesion":
             valid = torch.arange(int(num_events.max()), device=features.device) < num_events[:, None]
-            start, end = cohesive_spans(features, frame_mask, valid).to(features.dtype).unbind(-1)
-            centers, widths = (start + end) / 2, end - start
+            centers, widths = SailCohesionMaskGenerator(self.config)(features, frame_mask, valid)
             masks = self.model.make_masks(centers, widths, frame_mask)
         else:
             centers, widths, masks = self.model.localize(features, frame_mask, num_events)

@@ -91,7 +91,8 @@ def most_hits(probabilities: Tensor, hits: Tensor) -> Tensor:
     What it may hit of the video's other events does not count, though the field's precision counts it: an event of whose
     place little is known would repeat the span of one that is clear.
     """
-    return (probabilities.to(hits.dtype) @ hits).argmax(-1)
+    with torch.autocast(hits.device.type, enabled=False):
+        return (probabilities.to(hits.dtype) @ hits).argmax(-1)
 
 
 def length_weights(counts: Tensor, lengths: Tensor, start: Tensor, end: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ def length_weights(counts: Tensor, lengths: Tensor, start: Tensor, end: Tensor) 
 
 
 def cohesion(features: Tensor, frame_mask: Tensor, start: Tensor, end: Tensor, stride: int) -> Tensor:
-    """How much of a video's variation over time the mean of a span explains, `(B, C)`, 1 = of one frame's size.
+    """How much of a video's variation over time the mean of a span explains, `(B, C)`, 1 = of one frame's size; in float32.
 
     |sum of a span's frames, less the video's mean|^2 / (frames + 1), over the mean square of such a frame.
     `features`: `(B, T, D)`; `frame_mask`: `(B, T)`.
@@ -110,7 +111,8 @@ def cohesion(features: Tensor, frame_mask: Tensor, start: Tensor, end: Tensor, s
     features = features.float() * real
     count = real.sum(1, keepdim=True).clamp(min=1)
     centered = (features - features.sum(1, keepdim=True) / count) * real
-    gram = centered @ centered.transpose(1, 2)
+    with torch.autocast(features.device.type, enabled=False):  # sums of differences, which bfloat16 does not hold
+        gram = centered @ centered.transpose(1, 2)
     size = gram.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) / count[:, 0]
     edges = (torch.arange(math.ceil(features.shape[1] / stride) + 1, device=gram.device) * stride).clamp(
         max=features.shape[1]
@@ -128,7 +130,8 @@ def cohesive_spans(features: Tensor, frame_mask: Tensor, valid: Tensor) -> Tenso
         features: `(B, T, D)`; frame_mask: `(B, T)`, real frames first.
         valid: `(B, N)` bool, a video's events first, at least one.
 
-    A video with more events than steps of time has equal spans instead.
+    A video with more events than steps of time has equal spans instead. In a batch padded beyond 64 frames, short videos
+    have the coarse steps of the longest.
     """
     stride = frames_a_step(features.shape[1])
     num_steps = math.ceil(features.shape[1] / stride)

@@ -102,3 +102,14 @@ def test_many_frames_are_looked_at_in_fewer_steps():
 
 def test_more_events_than_frames_are_equal_shares():
     torch.testing.assert_close(spans_of(torch.randn(1, 2, 4), 4)[0, :, 0], torch.tensor([0.0, 0.25, 0.5, 0.75]))
+
+
+def test_autocast_changes_nothing():
+    features, valid = blocks(6, 16, 10, noise=0.3), torch.ones(1, 3, dtype=torch.bool)
+    expected = cohesive_spans(features, torch.ones(1, 32), valid)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = cohesion(features, torch.ones(1, 32), *all_spans(32, torch.device("cpu"))[:2], 1)
+        assert torch.equal(cohesive_spans(features, torch.ones(1, 32), valid), expected)
+    torch.testing.assert_close(
+        values, cohesion(features, torch.ones(1, 32), *all_spans(32, torch.device("cpu"))[:2], 1)
+    )

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, ClassVar
 from filelock import FileLock, Timeout
 from llm_engines import Request
 from tqdm import tqdm
+from transformers import HfArgumentParser
 
 
 def digest(value: Any) -> str:
@@ -273,3 +274,11 @@ def collect_answers(logs: list[str]) -> tuple[dict, dict[tuple, dict]]:
                 raise ValueError(f"{key[0]} {list(record)[1]} {key[1]} is answered in {where}")
             records[key], origin[key] = record, log
     return settings, records
+
+
+def run_command(program: str, commands: dict[str, tuple[type, Callable]], argv: list[str]) -> None:
+    """Run the command that `argv` begins with: its arguments' dataclass, and what takes an instance of it."""
+    if not argv or argv[0] not in commands:
+        raise ValueError(f"expected a command, {' or '.join(commands)}; add --help for its options")
+    arguments, run = commands[argv[0]]
+    run(*HfArgumentParser(arguments, prog=f"{program} {argv[0]}").parse_args_into_dataclasses(argv[1:]))

@@ -15,13 +15,12 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from answer_log import Question, ask, collect_answers, complete_log, digest, find_answers
+from answer_log import Question, ask, collect_answers, complete_log, digest, find_answers, run_command
 from build_dataset import FEATURES, write_split
 from datasets import Dataset
 from huggingface_hub import hf_hub_download
 from llm_engines import Sampling, ServerEngine, TransformersEngine
 from pyarrow import parquet
-from transformers import HfArgumentParser
 from work_folder import take_shard
 
 from sail_hf.data import read_annotations
@@ -174,11 +173,7 @@ COMMANDS = {"generate": (GenerateArguments, generate), "merge": (MergeArguments,
 
 
 def main(argv: list[str]) -> None:
-    if not argv or argv[0] not in COMMANDS:
-        raise ValueError(f"expected a command, {' or '.join(COMMANDS)}; add --help for its options")
-    arguments, run = COMMANDS[argv[0]]
-    parser = HfArgumentParser(arguments, prog=f"augment_captions.py {argv[0]}")
-    run(*parser.parse_args_into_dataclasses(argv[1:]))
+    run_command("augment_captions.py", COMMANDS, argv)
 
 
 if __name__ == "__main__":

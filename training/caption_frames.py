@@ -26,14 +26,13 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from answer_log import Question, ask, collect_answers, complete_log, find_answers, name_some
+from answer_log import Question, ask, collect_answers, complete_log, find_answers, name_some, run_command
 from datasets import Dataset, Features, List, Value
 from feature_sources import ahead, outcome, reason
 from llm_engines import Sampling, ServerEngine
 from PIL import Image
 from pyarrow import Table, parquet
 from tqdm import tqdm
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 from work_folder import own_device, take_shard
 
@@ -274,11 +273,7 @@ COMMANDS = {"generate": (GenerateArguments, generate), "merge": (MergeArguments,
 
 
 def main(argv: list[str]) -> None:
-    if not argv or argv[0] not in COMMANDS:
-        raise ValueError(f"expected a command, {' or '.join(COMMANDS)}; add --help for its options")
-    arguments, run = COMMANDS[argv[0]]
-    parser = HfArgumentParser(arguments, prog=f"caption_frames.py {argv[0]}")
-    run(*parser.parse_args_into_dataclasses(argv[1:]))
+    run_command("caption_frames.py", COMMANDS, argv)
 
 
 if __name__ == "__main__":
