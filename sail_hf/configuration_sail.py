@@ -152,6 +152,12 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
         Widths in [0, 1] that such a mask may have; the one that fits the caption best is taken.
     transition_hard_negatives (`bool`, defaults to `False`):
         Whether synthetic captions are hard negatives in Eq. 2 (`Synth + HN` of Table 6).
+    context_size (`int`, defaults to 0):
+        Clusters of adjacent frames for which a bank of captions is asked (CACMI's c; `context_sail.py`). 0: no context.
+    context_k (`int`, defaults to 40):
+        Sentences that a cluster recalls.
+    context_sentences (`int`, defaults to 0):
+        Sentences in the bank; what fills it sets this.
     full_prompt_ids, event_prompt_ids, separator_ids (`list[int]`):
         Token ids of `<FULL>`, of `<MASK>1 events: ` and of the space between sentences; defaults are GPT-2's.
     chunk_length_s (`float`, *optional*):
@@ -203,6 +209,9 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     diversity_loss_weight: float | int = 0.0
     alignment_loss_weight: float | int = 0.0
     transition_hard_negatives: bool = False
+    context_size: int = 0
+    context_k: int = 40
+    context_sentences: int = 0
     full_prompt_ids: list[int] | tuple[int, ...] = (50258,)
     event_prompt_ids: list[int] | tuple[int, ...] = (50259, 16, 2995, 25, 220)
     separator_ids: list[int] | tuple[int, ...] = (220,)

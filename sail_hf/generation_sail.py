@@ -254,7 +254,8 @@ class SailGenerationMixin(GenerationMixin):
         """The first `most` sentences of each whole-video caption: their token ids, and their scores as of events."""
         prompt = torch.tensor([self.config.full_prompt_ids] * len(features), device=features.device)
         labels = torch.cat([prompt, full_sequences], 1)
-        encoded = self.model.video_encoder(features, frame_mask)
+        frames = self.model.add_context(self.model.recall(features, frame_mask), features, frame_mask)
+        encoded = self.model.video_encoder(frames, frame_mask)
         logits = self.caption_logits(encoded, frame_mask, labels)[:, prompt.shape[1] - 1 : -1]
         log_probs = logits.float().log_softmax(-1).gather(-1, full_sequences[..., None])[..., 0]
         sentences, scores = [], []
@@ -292,8 +293,9 @@ class SailGenerationMixin(GenerationMixin):
                 )
             end = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
             processors.append(StatedCountLogitsProcessor(tokenizer, self.config.separator_ids[0], end))
-        prompt = self.config.full_prompt_ids
-        return self._decode(video_features, frame_mask, prompt, config, processors, stopping_criteria).sequences
+        prompt, context = self.config.full_prompt_ids, self.model.recall(video_features, frame_mask)
+        frames = self.model.add_context(context, video_features, frame_mask)
+        return self._decode(frames, frame_mask, prompt, config, processors, stopping_criteria).sequences
 
     @torch.no_grad()
     def caption_events(
@@ -316,6 +318,8 @@ class SailGenerationMixin(GenerationMixin):
             torch.arange(masks.shape[1], device=masks.device) < num_events.to(masks.device)[:, None]
         ).nonzero(as_tuple=True)
         masked = video_features[video] * masks[video, event][:, :, None].to(video_features.dtype)
+        context = self.model.recall(video_features, frame_mask)
+        masked = self.model.add_context(context, masked, masks[video, event], video)
         prompt = self.config.event_prompt_ids
         out = self._decode(masked, frame_mask[video], prompt, config, logits_processor, stopping_criteria)
         log_probs = self.decoder.compute_transition_scores(

@@ -228,6 +228,7 @@ class LossInputs:
         counts: number of events of each video, on the host, so that nothing waits for the device.
         centers, widths: `(B, N)`; `masks`: `(B, N, T)`.
         make_masks: `(centers, widths, frame_mask) -> masks`.
+        add_context: `(frames, weights, video) -> frames`, what captions add to frames that are weighted, of videos by index.
         full_labels: `(B, L)`; `event_labels`, `complement_labels`: `(B, N, L)`.
         caption_features: `(B, N, D)`; `transition_features`: `(B, N-1, D)`; `frame_caption_features`: `(B, T, D)`.
     """
@@ -239,6 +240,7 @@ class LossInputs:
     encode: Callable[[Tensor, Tensor], Tensor]
     caption_logits: Callable[[Tensor, Tensor, Tensor], Tensor]
     make_masks: Callable[[Tensor, Tensor, Tensor], Tensor]
+    add_context: Callable[[Tensor, Tensor, Tensor], Tensor]
     counts: list[int] | None = None
     centers: Tensor | None = None
     widths: Tensor | None = None
@@ -334,6 +336,7 @@ class LossInputs:
         video, event = torch.tensor(pairs, device=self.features.device).unbind(1)
         frame_mask = self.frame_mask[video]
         frames = self.features[video] * weights[video, event][:, :, None].to(self.features.dtype)
+        frames = self.add_context(frames, weights[video, event], video)
         labels = labels[video, event]
         return caption_loss(
             self.caption_logits(self.encode(frames, frame_mask), frame_mask, labels), labels, num_items

@@ -1,6 +1,8 @@
 """SAIL: a video encoder, a generator of temporal masks, and a caption decoder, trained from captions alone."""
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
@@ -14,6 +16,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .clip_sail import SailClip, load_clip
 from .clip_towers import build_towers, clip_tokenizer
 from .configuration_sail import SailConfig
+from .context_sail import Context, SailContext
 from .generation_sail import SailGenerationMixin, default_generation_config
 from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder
 from .loss_sail import IGNORE_INDEX, LossInputs, SailOutput, sail_losses
@@ -22,6 +25,8 @@ from .trust import check_size, check_weight_files
 
 # Frames that pass through the CLIP vision tower at a time, whatever the batch: bounds the memory.
 _FRAMES_PER_CLIP_PASS = 64
+# Of `from_pretrained`, what also says where a further file of the model is.
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass
@@ -37,6 +42,7 @@ class SailModelOutput(ModelOutput):
             Weight of each frame in [0, 1] (Eq. 1); 0 on padding.
         hidden_states, attentions: of the video encoder's layers, with `output_hidden_states`, `output_attentions`.
         mask_attentions: of the event queries to the frames, with `output_mask_attentions`; empty for mask generators without.
+        context ([`Context`]): what a bank of captions says of the videos, where the configuration has `context_size`.
     """
 
     last_hidden_state: Tensor | None = None
@@ -47,6 +53,7 @@ class SailModelOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     mask_attentions: tuple[Tensor, ...] | None = None
+    context: Context | None = None
 
 
 def _check_shape(name: str, value: Tensor | None, shape: tuple[int | None, ...]) -> None:
@@ -92,10 +99,24 @@ class SailPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is not None:
             check_weight_files(pretrained_model_name_or_path)
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except UnpicklingError as error:
             name = pretrained_model_name_or_path
             raise ValueError(f"{name} was not loaded: its weights are damaged, or more than tensors.") from error
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.context_sentences and pretrained_model_name_or_path is not None:
+            options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+            model.base_model.context.load_sentences(pretrained_model_name_or_path, **options)
+        return loaded
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """As in transformers, with the sentences of a bank of captions."""
+        if not self.config.context_sentences:
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        super().save_pretrained(save_directory, **kwargs)
+        self.base_model.context.save_sentences(save_directory)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # transformers passes over modules of others without parameters of their own, such as attention and `progress`.
@@ -104,7 +125,7 @@ class SailPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, (SailAttention, SailVideoEncoder, *MASK_GENERATORS.values())):
+        if isinstance(module, (SailAttention, SailVideoEncoder, SailContext, *MASK_GENERATORS.values())):
             module.initialize(self.config)
         elif type(module).__module__.startswith(("open_clip.", "timm.")) and not isinstance(module, nn.LayerNorm):
             for parameter in module.parameters(recurse=False):
@@ -143,6 +164,7 @@ class SailModel(SailPreTrainedModel):
                 tower.requires_grad_(False)
         self.video_encoder = SailVideoEncoder(config)
         self.mask_generator = MASK_GENERATORS[config.mask_generator](config)
+        self.context = SailContext(config) if config.context_size else None
         check_size(self)
         self.post_init()
 
@@ -250,6 +272,16 @@ class SailModel(SailPreTrainedModel):
         video_features = video_features.to(self.video_encoder.position_embeddings.dtype)
         return video_features * video_attention_mask[:, :, None], video_attention_mask
 
+    def recall(self, video_features: Tensor, frame_mask: Tensor, video_ids: Tensor | None = None) -> Context | None:
+        """[`SailContext.recall`] of videos; `None` for a model without context."""
+        return None if self.context is None else self.context.recall(video_features, frame_mask, video_ids)
+
+    def add_context(
+        self, context: Context | None, frames: Tensor, weights: Tensor, video: Tensor | slice = slice(None)
+    ) -> Tensor:
+        """`frames` `(rows, T, D)` of videos by index, times `weights` `(rows, T)`, with what captions add, if anything."""
+        return frames if context is None else self.context(frames, weights, context.of(video))
+
     def localize(
         self, video_features: Tensor, frame_mask: Tensor, num_events: Tensor, max_events: int | None = None, **kwargs
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -286,6 +318,7 @@ class SailModel(SailPreTrainedModel):
         num_events: Tensor | None = None,
         max_events: int | None = None,
         durations: Tensor | None = None,
+        video_ids: Tensor | None = None,
         **kwargs,
     ) -> SailModelOutput:
         """Encode videos; with `num_events` `(B,)`, also localise that many events in each.
@@ -297,15 +330,17 @@ class SailModel(SailPreTrainedModel):
             max_events: N, rows of what is localised; by default the largest of `num_events`. Given, nothing depends on
                 values: `torch.export` and `torch.compile(fullgraph=True)` take it.
             durations: `(B,)` seconds, which the processor gives; the model works in [0, 1] and does not read them.
+            video_ids: `(B, 64)` [`id_bytes`], read by a model with `context_size` alone: none recalls its own captions.
             kwargs: `output_attentions`, `output_hidden_states`, `output_mask_attentions`, `return_dict`.
         """
         _check_options(kwargs)
         features, frame_mask = self.prepare_features(pixel_values_videos, video_features, video_attention_mask)
-        encoded = self.video_encoder(features, frame_mask, **kwargs)
+        context = self.recall(features, frame_mask, video_ids)
+        encoded = self.video_encoder(self.add_context(context, features, frame_mask), frame_mask, **kwargs)
         located = (None, None, None)
         if num_events is not None:
             located = self.localize(features, frame_mask, num_events, max_events, **kwargs)
-        return SailModelOutput(encoded, features, *located)
+        return SailModelOutput(encoded, features, *located, context=context)
 
 
 class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
@@ -398,6 +433,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         frame_caption_features: Tensor | None = None,
         num_items_in_batch: dict[str, Tensor] | None = None,
         durations: Tensor | None = None,
+        video_ids: Tensor | None = None,
         **kwargs,
     ) -> SailOutput:
         """The losses that the batch allows; whichever labels are given decide.
@@ -414,7 +450,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             frame_caption_features: `(B, T, D)` CLIP text features of a caption of each frame -> `loss_attraction` (SBS).
             num_items_in_batch: denominators of the losses ([`count_items`]) where one optimiser step spans several batches or
                 processes; see [`SailTrainer`]. Defaults to this batch's own.
-            durations, kwargs: as in [`SailModel.forward`].
+            durations, video_ids, kwargs: as in [`SailModel.forward`].
 
         Raises:
             ValueError: shapes that do not fit together.
@@ -440,7 +476,15 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
                 if events
                 else f"`num_events` must hold a positive number for each video, found {counts}."
             )
-        outputs = self.model(video_features, pixel_values_videos, video_attention_mask, num_events, events, **kwargs)
+        outputs = self.model(
+            video_features,
+            pixel_values_videos,
+            video_attention_mask,
+            num_events,
+            events,
+            video_ids=video_ids,
+            **kwargs,
+        )
         features, frame_mask = outputs.video_features, video_attention_mask
         if frame_mask is None:
             frame_mask = features.new_ones(features.shape[:2], dtype=torch.long)
@@ -460,6 +504,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             encode=self.model.video_encoder,
             caption_logits=self.caption_logits,
             make_masks=self.model.make_masks,
+            add_context=partial(self.model.add_context, outputs.context),
             counts=counts,
             centers=outputs.event_centers,
             widths=outputs.event_widths,

@@ -27,6 +27,7 @@ from training_data import (
     MAX_LISTED,
     EpochOfTimeWarp,
     TimeWarped,
+    bank_of,
     check_features,
     data_fingerprint,
     length_of_most,
@@ -121,6 +122,9 @@ class DataArguments:
     captions: str | None = HfArg(default=None, help="With videos: file of their captions in order (JSON, JSONL, CSV).")
     split: str = HfArg(default="train", help="Split to train on.")
     max_captions: int | None = HfArg(default=None, help="Captions of a video past this number are left out.")
+    context_captions: str | None = HfArg(
+        default=None, help="With context_size: data set whose captions fill the bank. Default: those trained on."
+    )
     time_warp: float = HfArg(default=0.0, help="For little data: strength of random changes of speed, in [0, 1).")
     validation_split: str | None = HfArg(default=None, help="Split that evaluation is on.")
     resume: bool = HfArg(default=True, help="Go on from the last whole checkpoint in output_dir, if any.")
@@ -202,10 +206,11 @@ def go_on_from(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, SailP
     )
     resized = {key for key, *_ in info["mismatched_keys"]}
     kinds = {key for key in {*info["missing_keys"], *info["unexpected_keys"]} if "model.mask_generator." not in key}
-    if lost := resized | kinds:
+    new = {key for key in info["missing_keys"] if key.startswith("model.context.")}  # adds nothing at first
+    if lost := resized | (kinds - new):
         raise ValueError(
             f"Other sizes were asked for than {name} has, whose weights would be lost or lacking, e.g. {min(lost)}; of a "
-            "trained model the losses may change, and the kind and the layers of the mask generator."
+            "trained model the losses may change, and the kind and the layers of the mask generator; a bank of captions may come (context_size)."
         )
     if args.include_text_tower:
         model.config.vision_config.include_text_tower = True
@@ -322,6 +327,7 @@ def make_trainer(
             )
     train_set, validation_set = load_data(dataset, data_args, model.config, training_args.predict_with_generate)
     check_stages(training_args, steps_of(training_args, len(train_set))[1])
+    fill_bank(model, data_args, train_set)
     if "chunk_length_s" not in model_args.model_config:
         # Longer videos than the model has learned are captioned in chunks; files are often longer than annotations say.
         most = length_of_most(dataset, data_args.split)
@@ -341,6 +347,24 @@ def make_trainer(
         processing_class=processor,
         callbacks=[EpochOfTimeWarp(warped)] if warped else None,
     )
+
+
+def fill_bank(model: SailForDenseVideoCaptioning, data_args: DataArguments, train_set: datasets.Dataset) -> None:
+    """Fill the bank of a model with context (ValueError: the data lack something, or a bank is asked for without context)."""
+    if not model.config.context_size:
+        if data_args.context_captions:
+            raise ValueError(
+                "--context_captions fills a bank, which the model lacks: --model_config '{\"context_size\": 10}'."
+            )
+        return
+    if "video_id" not in train_set.column_names:
+        raise ValueError(
+            "Training with a bank of captions needs the column video_id, so that no video recalls its own."
+        )
+    source, captions = data_args.context_captions, train_set
+    if source:
+        captions = load_split(source, data_args.split, COLUMNS)
+    model.model.context.fill(*bank_of(captions, source or "The data set to train on"))
 
 
 def captions_of_a_video(data_args: DataArguments, config: SailConfig) -> int:
@@ -457,6 +481,10 @@ def describe_method(model: SailForDenseVideoCaptioning) -> list[str]:
         f"{sum(p.numel() for p in model.parameters() if not p.requires_grad):,} frozen",
         f"  first stage: {weights['full']:g} full",
         "  second stage: " + " + ".join(f"{weight:g} {name}" for name, weight in second.items() if weight),
+        *(
+            [f"  context: {config.context_k} captions for each of {config.context_size} clusters"]
+            * bool(config.context_size)
+        ),
     ]
 
 
