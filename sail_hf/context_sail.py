@@ -57,27 +57,21 @@ def cluster_frames(features: Tensor, frame_mask: Tensor, size: int) -> Tensor:
     n m / (n + m) |mean - mean|^2). `features`: `(B, T, D)`; `frame_mask`: `(B, T)`, real frames first. Of padding it says
     nothing of use.
     """
-    counts = frame_mask.float()
-    sums = features.float() * counts[:, :, None]
-    labels = torch.arange(counts.shape[1], device=counts.device).expand(counts.shape)
-    while (last := counts.shape[1] - 1) >= size:
+    steps = torch.arange(frame_mask.shape[1] + 1, device=frame_mask.device)
+    edges = steps.expand(len(frame_mask), -1)
+    counts_before = functional.pad(frame_mask.float().cumsum(1), (1, 0))
+    sums_before = functional.pad((features.float() * frame_mask[:, :, None]).cumsum(1), (0, 0, 1, 0))
+    for number in range(frame_mask.shape[1], size, -1):
+        counts = counts_before.gather(1, edges).diff(dim=1)
+        sums = sums_before.gather(1, edges[:, :, None].expand(-1, -1, features.shape[2])).diff(dim=1)
         first, second = counts[:, :-1], counts[:, 1:]
         means = sums / counts.clamp(min=1)[:, :, None]
         costs = first * second / (first + second).clamp(min=1) * means.diff(dim=1).square().sum(-1)
-        merged = costs.masked_fill(second == 0, torch.inf).argmin(1)
-        # A video that has no more than `size` loses padding.
-        merged = merged.where((counts > 0).sum(1) > size, last - 1)[:, None]
-        labels = labels - (labels > merged).long()
-        kept = torch.arange(last, device=counts.device)
-        kept = kept + (kept > merged).long()
-        both = merged + 1
-        sums = sums.scatter_add(
-            1,
-            merged[:, :, None].expand(-1, -1, sums.shape[2]),
-            sums.gather(1, both[:, :, None].expand_as(sums[:, :1])),
-        ).gather(1, kept[:, :, None].expand(-1, -1, sums.shape[2]))
-        counts = counts.scatter_add(1, merged, counts.gather(1, both)).gather(1, kept)
-    return labels
+        # A video that has no more than `size` loses padding, at the end.
+        costs = costs.where(second > 0, torch.where((counts > 0).sum(1) > size, torch.inf, -1.0)[:, None])
+        kept = steps[:number]
+        edges = edges.gather(1, kept + (kept > costs.argmin(1, keepdim=True)).long())
+    return torch.searchsorted(edges[:, 1:].contiguous(), steps[:-1].expand(len(edges), -1).contiguous(), right=True)
 
 
 def id_bytes(video_ids: Sequence[str]) -> Tensor:
@@ -117,10 +111,7 @@ class SailContext(nn.Module):
             init.zeros_(tensor)
 
     def fill(self, features: Tensor, video_ids: Sequence[str], sentences: Sequence[str]) -> None:
-        """Put another bank in place of the present one.
-
-        Args:
-            features: `(M, D)` CLIP text features; video_ids: M ids, of the video that each is of; sentences: M texts.
+        """Put in another bank: `features` `(M, D)` of CLIP's text tower, the ids of their videos, and their texts.
 
         Raises:
             ValueError: no sentences, other numbers of them, or features of another size than the model's.
@@ -142,11 +133,9 @@ class SailContext(nn.Module):
 
     @torch.no_grad()
     def recall(self, video_features: Tensor, frame_mask: Tensor, video_ids: Tensor | None = None) -> Context:
-        """What the bank says of videos, less the sentences of the videos themselves.
+        """What the bank says of videos `(B, T, D)`, raw; `frame_mask`: `(B, T)`.
 
-        Args:
-            video_features: `(B, T, D)` raw; frame_mask: `(B, T)`.
-            video_ids: `(B, 64)` [`id_bytes`], as [`SailTrainer`] gives them; needed in training.
+        `video_ids`: `(B, 64)` [`id_bytes`], as [`SailTrainer`] gives them, whose own sentences are left out; needed in training.
 
         Raises:
             ValueError: an empty bank, or no ids in training: a video would read off its own captions.
@@ -208,32 +197,29 @@ class SailContext(nn.Module):
         return frames + self.out(functional.gelu(hidden))
 
     def leaned_on(self, context: Context, masks: Tensor, most: int) -> list[list[list[dict[str, Any]]]]:
-        """The sentences of the clusters under each event's mask `(B, N, T)`: `most` of `{"text", "cosine"}`, those first
-        whose cosine, times the mask's mean over their cluster, is greatest.
+        """Of each event of each video, `most` sentences `{"text", "cosine"}` of the clusters under its mask `(B, N, T)`.
+
+        Under a mask: its mean over the cluster is at least half of its greatest. Sorted by that mean times the cosine.
 
         Raises:
-            ValueError: the bank's sentences are not there.
+            ValueError: the bank's sentences are not known.
         """
         if self.sentences is None:
             raise ValueError(f"The bank's sentences are not known: the model's folder lacks {SENTENCES_FILE}.")
         shares = masks.to(context.clusters.dtype) @ context.clusters
         shares = shares.repeat_interleave(context.cosines.shape[2], dim=-1)
-        videos = []
-        for of_video, cosines, rows in zip(
-            shares, context.cosines.flatten(1), context.sentences.flatten(1), strict=True
-        ):
-            events = []
-            for share in of_video:
-                under = ((share >= 0.5 * share.max()) & cosines.isfinite()).nonzero().flatten()
-                under = under[(share * cosines)[under].argsort(descending=True)].tolist()
-                # What several clusters recall, or several videos say, counts once.
-                found: dict[str, float] = {}
-                for place in under:
-                    found.setdefault(self.sentences[int(rows[place])], float(cosines[place]))
-                best = list(found.items())[:most]
-                events.append([{"text": text, "cosine": cosine} for text, cosine in best])
-            videos.append(events)
-        return videos
+
+        def best(share: Tensor, cosines: Tensor, rows: Tensor) -> list[dict[str, Any]]:
+            under = ((share >= 0.5 * share.max()) & cosines.isfinite()).nonzero().flatten()
+            under = under[(share * cosines)[under].argsort(descending=True)].tolist()
+            # What several clusters recall, or several videos say, counts once.
+            found: dict[str, float] = {}
+            for place in under:
+                found.setdefault(self.sentences[int(rows[place])], float(cosines[place]))
+            return [{"text": text, "cosine": cosine} for text, cosine in list(found.items())[:most]]
+
+        videos = zip(shares, context.cosines.flatten(1), context.sentences.flatten(1), strict=True)
+        return [[best(share, cosines, rows) for share in of_video] for of_video, cosines, rows in videos]
 
     def save_sentences(self, folder: str | Path) -> None:
         """Write [`SENTENCES_FILE`], columns `text` and `video_id`; say so where the sentences are not known."""
@@ -241,8 +227,9 @@ class SailContext(nn.Module):
             logger.warning(f"The bank's sentences are not known, so {SENTENCES_FILE} is not written.")
             return
         ids = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in self.videos.tolist()]
-        pyarrow, parquet = _pyarrow()
-        parquet.write_table(pyarrow.table({"text": self.sentences, "video_id": ids}), Path(folder) / SENTENCES_FILE)
+        pyarrow = _pyarrow()
+        table = pyarrow.table({"text": self.sentences, "video_id": ids})
+        pyarrow.parquet.write_table(table, Path(folder) / SENTENCES_FILE)
 
     def load_sentences(self, name: str | Path, **options) -> None:
         """Read [`SENTENCES_FILE`] of a folder or of a model on the Hub, if it is there. `options`: of `cached_file`.
@@ -254,7 +241,7 @@ class SailContext(nn.Module):
         if path is None:
             return
         try:
-            texts = _pyarrow()[1].read_table(path, columns=["text"]).column("text").to_pylist()
+            texts = _pyarrow().parquet.read_table(path, columns=["text"])["text"].to_pylist()
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{path} is no file of a bank's sentences: {error}") from error
         if len(texts) != len(self.features) or not all(isinstance(text, str) for text in texts):
@@ -262,10 +249,9 @@ class SailContext(nn.Module):
         self.sentences = texts
 
 
-def _pyarrow() -> tuple[Any, Any]:
-    try:  # a model without a bank loads without it
-        import pyarrow
-        from pyarrow import parquet
+def _pyarrow() -> Any:
+    try:  # a model without a bank does without
+        import pyarrow.parquet
     except ImportError as error:
-        raise ImportError(f"A bank of captions is kept in a Parquet file: pip install pyarrow ({error}).") from error
-    return pyarrow, parquet
+        raise ImportError(f"A bank's sentences lie in a Parquet file: pip install pyarrow ({error}).") from error
+    return pyarrow

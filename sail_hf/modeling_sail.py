@@ -104,17 +104,19 @@ class SailPreTrainedModel(PreTrainedModel):
             name = pretrained_model_name_or_path
             raise ValueError(f"{name} was not loaded: its weights are damaged, or more than tensors.") from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model.config.context_sentences and pretrained_model_name_or_path is not None:
+        context = model.base_model.context
+        if context is not None and len(context.features) and pretrained_model_name_or_path is not None:
             options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
-            model.base_model.context.load_sentences(pretrained_model_name_or_path, **options)
+            context.load_sentences(pretrained_model_name_or_path, **options)
         return loaded
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """As in transformers, with the sentences of a bank of captions."""
-        if not self.config.context_sentences:
+        context = self.base_model.context
+        if context is None or not len(context.features):
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         super().save_pretrained(save_directory, **kwargs)
-        self.base_model.context.save_sentences(save_directory)
+        context.save_sentences(save_directory)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
