@@ -127,6 +127,9 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
         `"queries"`: event queries, as the paper. `"progress"`: frames that drive a video's progress from event to event
         (`SailProgressMaskGenerator`; its hidden width is `mask_decoder_ffn_dim`). `"fixed"`: equal widths, uniformly spread
         (Figure 2a). `"cohesion"`: stretches whose frames are alike, without anything learned (`segments_sail.py`).
+    event_counter (`bool`, defaults to `False`):
+        Whether the model can tell the number of events from the frames (`SailEventCounter`), for `counting="frames"` of
+        `generate`. `training/fit_event_counter.py` sets it.
     mask_type (`str`, defaults to `"gaussian"`):
         `"gaussian"` (Eq. 1), `"cauchy"` or `"hard"` (Table 7).
     mask_temperature (`float`, defaults to 2.0):
@@ -190,6 +193,7 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     dropout: float | int = 0.1
     mask_input_dropout: float | int = 0.0
     mask_generator: Literal["queries", "progress", "fixed", "cohesion"] = "queries"
+    event_counter: bool = False
     mask_type: Literal["gaussian", "cauchy", "hard"] = "gaussian"
     mask_temperature: float | int = 2.0
     transition_width: float | int = 0.6

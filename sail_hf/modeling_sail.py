@@ -17,6 +17,7 @@ from .clip_sail import SailClip, load_clip
 from .clip_towers import build_towers, clip_tokenizer
 from .configuration_sail import SailConfig
 from .context_sail import Context, SailContext
+from .counting_sail import SailEventCounter
 from .generation_sail import SailGenerationMixin, default_generation_config
 from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder
 from .loss_sail import IGNORE_INDEX, LossInputs, SailOutput, sail_losses
@@ -127,7 +128,8 @@ class SailPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, (SailAttention, SailVideoEncoder, SailContext, *MASK_GENERATORS.values())):
+        of_ours = (SailAttention, SailVideoEncoder, SailEventCounter, SailContext, *MASK_GENERATORS.values())
+        if isinstance(module, of_ours):
             module.initialize(self.config)
         elif type(module).__module__.startswith(("open_clip.", "timm.")) and not isinstance(module, nn.LayerNorm):
             for parameter in module.parameters(recurse=False):
@@ -167,6 +169,7 @@ class SailModel(SailPreTrainedModel):
         self.video_encoder = SailVideoEncoder(config)
         self.mask_generator = MASK_GENERATORS[config.mask_generator](config)
         self.context = SailContext(config) if config.context_size else None
+        self.event_counter = SailEventCounter(config) if config.event_counter else None
         check_size(self)
         self.post_init()
 
