@@ -216,68 +216,73 @@ def caption_true_spans(folder: Path, rows: list[dict]) -> list[list[str]]:
     return captions
 
 
+def shares(right: list[tuple[bool, bool]], prefix: str = "") -> dict[str, float]:
+    """Shares of pairs (actor is right, action is right), and of those where both are."""
+    values = np.array(right)
+    actor, action = values.mean(0).tolist()
+    return {f"{prefix}actor": actor, f"{prefix}action": action, f"{prefix}both": float(values.all(1).mean())}
+
+
+def is_right(said: str, true: str) -> tuple[bool, bool]:
+    return actor_in(said) == actor_in(true), action_in(said) == action_in(true)
+
+
 def accuracy(captions: list[list[str]], rows: list[dict], held: set[tuple[str, str]]) -> dict[str, float]:
-    """Shares of captions with the right actor, action, and both: of all events, and of those of `held` pairs."""
-    found = [
-        (true, (actor_in(said) == true[0], action_in(said) == true[1]))
+    """[`shares`] of captions of all events, and of those of `held` pairs."""
+    pairs = [
+        (said, true)
         for of_video, row in zip(captions, rows, strict=True)
-        for said, true in zip(of_video, pairs_of(list(row["captions"])), strict=True)
+        for said, true in zip(of_video, map(str, row["captions"]), strict=True)
     ]
-    scores = {"events": len(found), "held_events": sum(true in held for true, _ in found)}
-    for name, right in (
-        ("", [right for _, right in found]),
-        ("held_", [right for true, right in found if true in held]),
-    ):
-        values = np.array(right)
-        scores[f"{name}actor"], scores[f"{name}action"] = values.mean(0).tolist()
-        scores[f"{name}both"] = float(values.all(1).mean())
-    return scores
+    of_held = [(said, true) for said, true in pairs if (actor_in(true), action_in(true)) in held]
+    return {
+        "events": len(pairs),
+        "held_events": len(of_held),
+        **shares([is_right(*pair) for pair in pairs]),
+        **shares([is_right(*pair) for pair in of_held], "held_"),
+    }
 
 
 # --- What is recalled, without any training -----------------------------------------------------------------------
 
 
 def recalled(world: Path, output: Path, rows: list[dict]) -> dict[str, float]:
-    """How often the first caption of a cluster that lies in an event is right, and clusters as spans."""
+    """How often the first caption is right: of a cluster that lies in an event, and of an event's true span."""
     data = datasets.load_dataset(str(output / "bank"), split="train").with_format("numpy")
     features, ids, texts = train.bank_of(data, "the bank")
     context = SailContext(SailConfig(feature_size=features.shape[1], context_size=SIZE, context_k=K)).eval()
     context.fill(features, ids, texts)
-    right, spans, references = (
-        [],
-        {"count": [], "count_and_gaps": []},
-        reference_sets(
-            [
-                {name: row[name] for name in ("video_id", "duration")}
-                | {"captions": list(row["captions"]), "timestamps": row["timestamps"].tolist()}
-                for row in rows
-            ]
-        ),
-    )
+    of_clusters, of_spans = [], []
     for row in rows:
-        frames = torch.tensor(row["video_features"])[None].float()
-        real = torch.ones(frames.shape[:2])
-        found = context.recall(frames, real)
+        frames, captions = torch.tensor(row["video_features"])[None].float(), list(map(str, row["captions"]))
+        found = context.recall(frames, torch.ones(frames.shape[:2]))
         times = torch.linspace(0, 1, frames.shape[1]) * float(row["duration"])
         inside = torch.stack([(times >= start) & (times < end) for start, end in row["timestamps"].tolist()]).float()
         for share, first in zip((inside @ found.clusters[0]).T, found.sentences[0, :, 0].tolist(), strict=True):
             if share.max() > 0.5:
-                true = pairs_of([str(row["captions"][int(share.argmax())])])[0]
-                said = pairs_of([texts[first]])[0]
-                right.append([said[0] == true[0], said[1] == true[1]])
-        number = len(row["captions"])
-        for name, size in (("count", number), ("count_and_gaps", 2 * number + 1)):
-            labels = cluster_frames(normalize(frames, dim=-1), real, size)[0]
-            edges = torch.cat([labels.new_zeros(1), labels.diff().nonzero().flatten() + 1])
-            edges = [*edges.tolist(), frames.shape[1]]
-            step = float(row["duration"]) / frames.shape[1]
-            spans[name].append(
-                [{"timestamp": [a * step, b * step], "sentence": ""} for a, b in zip(edges, edges[1:], strict=False)]
-            )
-    scores = {"clusters": len(right), "actor": 0.0, "action": 0.0}
-    scores["actor"], scores["action"] = np.mean(right, axis=0).tolist()
-    scores["both"] = float(np.all(right, axis=1).mean())
-    for name, predictions in spans.items():
+                of_clusters.append(is_right(texts[first], captions[int(share.argmax())]))
+        _, first, _ = context.retrieve((inside @ normalize(frames[0], dim=-1))[None])
+        of_spans += [is_right(texts[i], true) for i, true in zip(first[0, :, 0].tolist(), captions, strict=True)]
+    return {"clusters": len(of_clusters), **shares(of_clusters), **shares(of_spans, "true_span_"), **as_spans(rows)}
+
+
+def as_spans(rows: list[dict]) -> dict[str, float]:
+    """F1 and lift of clusters as spans: as many as a video has events, and as many as it has events and gaps around them."""
+    columns = ("video_id", "duration", "captions", "timestamps")
+    references = reference_sets([{name: np.asarray(row[name]).tolist() for name in columns} for row in rows])
+    scores = {}
+    for name, sizes in (
+        ("count", [len(row["captions"]) for row in rows]),
+        ("count_and_gaps", [2 * len(row["captions"]) + 1 for row in rows]),
+    ):
+        predictions = []
+        for row, size in zip(rows, sizes, strict=True):
+            frames = normalize(torch.tensor(row["video_features"]).float(), dim=-1)[None]
+            labels = cluster_frames(frames, torch.ones(frames.shape[:2]), size)[0].tolist()
+            step = float(row["duration"]) / len(labels)
+            edges = [i for i in range(len(labels)) if not i or labels[i] != labels[i - 1]] + [len(labels)]
+            spans = zip(edges, edges[1:], strict=False)
+            predictions.append([{"timestamp": [a * step, b * step], "sentence": ""} for a, b in spans])
         measured = DenseVideoCaptioningMetric().compute(
             predictions=predictions, references=list(references.values()), metrics=["localization", "controls"]
         )
