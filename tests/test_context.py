@@ -242,6 +242,20 @@ def test_a_bank_is_saved_with_the_model(contextual, named, tmp_path):
     assert SailForDenseVideoCaptioning.from_pretrained(tmp_path / "again").model.context.sentences == SENTENCES
 
 
+def test_a_bank_keeps_its_type_whatever_the_weights_have(contextual, tmp_path):
+    contextual.save_pretrained(tmp_path)
+    model = SailForDenseVideoCaptioning.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert model.model.context.features.dtype == torch.float16
+    assert model.model(torch.ones(1, 8, 24, dtype=torch.bfloat16)).last_hidden_state.dtype == torch.bfloat16
+
+
+def test_a_model_with_a_bank_is_a_graph(contextual):
+    given = {"num_events": tensor([2]), "max_events": 2}
+    frames = torch.randn(1, 8, 24, generator=torch.Generator().manual_seed(1))
+    graph = torch.export.export(contextual.model, (frames,), given).module()
+    assert_close(graph(frames, **given).last_hidden_state, contextual.model(frames, **given).last_hidden_state)
+
+
 def test_sentences_that_are_not_there_are_missed_where_they_are_needed(contextual, named, tmp_path):
     contextual.save_pretrained(tmp_path)
     (tmp_path / SENTENCES_FILE).unlink()

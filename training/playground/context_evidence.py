@@ -3,25 +3,26 @@
     python training/playground/context_evidence.py --world outputs/worlds/seed_0 --output outputs/context/seed_0
 
 16 of the 64 pairs of actor and action (each actor and each action twice) are kept from 100 *paired* videos, whose frames and
-captions are learned; the bank holds the captions of all videos of the world, so it alone has these pairs. Rows:
+captions are learned; the bank holds the captions of all videos of the world, so it alone has these pairs. A model without a bank
+is trained first, on the paired videos (or on all), and from it all rows go on, with the same numbers of updates and random numbers:
 
     off                   no context
     own                   40 captions for each of 12 clusters
-    permuted              the same bank, with its features exchanged between captions
-    windows               equal windows in the place of clusters
+    permuted              the same captions are recalled, and by one permutation of the bank others' features take their place
     no text               a cluster's own mean in the place of its captions
-    k 8, k 20             fewer captions
+    windows               equal windows in the place of clusters
     no exclusion          a video may recall its own captions in training: what leaking buys
+    k 8, k 20             fewer captions
+    full, off; full, own  from a model of all videos
 
-Each is trained with the masks of the frames' cohesion, which nothing learns, and captions every event of the validation and
-test videos *from its true span*: the shares of captions that name the right actor, and the right action, say what the decoder
-has learned and not where events were found. `full, off` and `full, own` learn from all videos. What is finished is kept.
+All are trained with the masks of the frames' cohesion, which nothing learns, and caption every event of the validation and test
+videos *from its true span*: the shares of captions that name the right actor, and the right action, say what the decoder has
+learned and not where events were found. What is finished is kept.
 """
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
@@ -41,31 +42,54 @@ from sail_hf import DenseVideoCaptioningMetric, SailConfig, SailForDenseVideoCap
 from sail_hf.context_sail import SailContext, cluster_frames
 from sail_hf.data import reference_sets, write_json
 
-SIZE, K, NUM_PAIRED = 12, 40, 100
+CONFIG = Path(__file__).parent / "playground.yaml"
+SIZE, NUM_PAIRED = 12, 100
 _ACTION_OF = {phrase: action for action, phrases in ACTIONS.items() for phrase in phrases}
 
 
 @dataclass
 class Row:
-    """A training: on which data, with which bank, and what stands in the place of its parts."""
+    """On which data a row goes on, with which bank, and what stands in the place of its parts."""
 
     data: str = "paired"
-    context: dict[str, int] = field(default_factory=lambda: {"context_size": SIZE, "context_k": K})
     bank: str | None = "bank"
-    clusters: str = "ward"
-    texts: str = "bank"
+    context_k: int = 40
+    clusters: Callable = cluster_frames
+    retrieve: Callable = SailContext.retrieve
+
+
+def equal_windows(features: Tensor, frame_mask: Tensor, size: int) -> Tensor:
+    """In the place of [`cluster_frames`]: windows of equal length."""
+    lengths = frame_mask.sum(1, keepdim=True).clamp(min=1)
+    return (torch.arange(frame_mask.shape[1]) * size // lengths).clamp(max=size - 1).long()
+
+
+_RETRIEVE = SailContext.retrieve
+
+
+def cluster_means(context: SailContext, clusters: Tensor, exclude: Tensor | None = None) -> tuple[Tensor, ...]:
+    """In the place of [`SailContext.retrieve`]: as text, a cluster's own mean."""
+    _, sentences, cosines = _RETRIEVE(context, clusters, exclude)
+    return normalize(clusters.float(), dim=-1), sentences, cosines
+
+
+def permuted(context: SailContext, clusters: Tensor, exclude: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Likewise: the features of other captions, always the same ones for the same caption."""
+    _, sentences, cosines = _RETRIEVE(context, clusters, exclude)
+    others = torch.randperm(len(context.features), generator=torch.Generator().manual_seed(0))
+    return context.features[others[sentences]].float().mean(2), sentences, cosines
 
 
 ROWS = {
-    "off": Row(context={}, bank=None),
+    "off": Row(bank=None),
     "own": Row(),
-    "permuted": Row(bank="permuted"),
-    "no text": Row(texts="means"),
-    "windows": Row(clusters="windows"),
+    "permuted": Row(retrieve=permuted),
+    "no text": Row(retrieve=cluster_means),
+    "windows": Row(clusters=equal_windows),
     "no exclusion": Row(bank="unnamed"),
-    "k 8": Row(context={"context_size": SIZE, "context_k": 8}),
-    "k 20": Row(context={"context_size": SIZE, "context_k": 20}),
-    "full, off": Row(data="bank", context={}, bank=None),
+    "k 8": Row(context_k=8),
+    "k 20": Row(context_k=20),
+    "full, off": Row(data="bank", bank=None),
     "full, own": Row(data="bank"),
 }
 
@@ -76,8 +100,10 @@ class EvidenceArguments:
     output: Path = field(metadata={"help": "Folder of its runs and of scores.json."})
     rows: list[str] = field(default_factory=lambda: list(ROWS), metadata={"help": f"Any of {', '.join(ROWS)}."})
     seed: int = field(default=0, metadata={"help": "Of the pairs, of the permutation and of training."})
-    captioning_epochs: float = field(default=30, metadata={"help": "Of the paired videos; of all, as many updates."})
-    localization_epochs: float = field(default=5, metadata={"help": "Likewise."})
+    start_epochs: list[float] = field(
+        default_factory=lambda: [30, 5], metadata={"help": "Epochs of both stages before."}
+    )
+    epochs: list[float] = field(default_factory=lambda: [10, 5], metadata={"help": "Epochs of both stages of a row."})
 
 
 # --- Data ---------------------------------------------------------------------------------------------------------
@@ -104,7 +130,7 @@ def pairs_of(captions: list[str]) -> list[tuple[str | None, str | None]]:
 
 
 def write_data(world: Path, output: Path, seed: int) -> None:
-    """Folders of data: `paired`, and as banks `bank`, `permuted` and `unnamed` (ids that no video has)."""
+    """Folders of data: `paired`; `bank`, all videos; `unnamed`, all under ids that no video has."""
     if (output / "unnamed").exists():
         return
     data = datasets.load_dataset(str(world / "dataset"), split="train")
@@ -113,15 +139,6 @@ def write_data(world: Path, output: Path, seed: int) -> None:
     free = [i for i, captions in enumerate(data["captions"]) if not held & set(pairs_of(captions))]
     save(data.select(free[:NUM_PAIRED]), output / "paired")
     save(data, output / "bank")
-    features = np.concatenate([np.asarray(rows, dtype=np.float16) for rows in data["caption_features"]])
-    mixed = np.random.default_rng(seed).permutation(features)
-    cuts = np.cumsum([len(captions) for captions in data["captions"]])[:-1]
-    exchanged = [rows.tolist() for rows in np.split(mixed, cuts)]
-    column = datasets.Dataset.from_dict(
-        {"caption_features": exchanged},
-        features=datasets.Features({"caption_features": data.features["caption_features"]}),
-    )
-    save(datasets.concatenate_datasets([data.remove_columns("caption_features"), column], axis=1), output / "permuted")
     save(data.map(lambda row: {"video_id": f"nobody's {row['video_id']}"}), output / "unnamed")
 
 
@@ -141,60 +158,43 @@ def evaluation_rows(world: Path) -> list[dict]:
 # --- Runs ---------------------------------------------------------------------------------------------------------
 
 
-def equal_windows(features: Tensor, frame_mask: Tensor, size: int) -> Tensor:
-    """In the place of [`cluster_frames`]: windows of equal length."""
-    lengths = frame_mask.sum(1, keepdim=True).clamp(min=1)
-    return (torch.arange(frame_mask.shape[1]) * size // lengths).clamp(max=size - 1).long()
+def start_of(data: str, args: EvidenceArguments) -> Path:
+    """The folder of the model that rows on some data go on from; it is trained where it is not there."""
+    folder = args.output / f"start_{data}"
+    if not (folder / "model.safetensors").exists():
+        made = {
+            "clip": str(args.world / "clip"),
+            "decoder": str(args.world / "small_decoder"),
+            "include_text_tower": False,
+            "model_config": {**train.read_config(CONFIG)["model_config"], "encoder_layers": 1, "encoder_ffn_dim": 256},
+        }
+        run(folder, data, args.start_epochs, args, method="cohesion", **made)
+    return folder
 
 
-_RETRIEVE = SailContext.retrieve
-
-
-def cluster_means(context: SailContext, clusters: Tensor, exclude: Tensor | None = None) -> tuple[Tensor, ...]:
-    """In the place of [`SailContext.retrieve`]: as text, a cluster's own mean."""
-    _, sentences, cosines = _RETRIEVE(context, clusters, exclude)
-    return normalize(clusters.float(), dim=-1), sentences, cosines
-
-
-@contextmanager
-def replaced(row: Row) -> Iterator[None]:
-    """What a row has in the place of clusters and of texts."""
-    windows = patch(
-        "sail_hf.context_sail.cluster_frames", equal_windows if row.clusters == "windows" else cluster_frames
-    )
-    texts = patch.object(SailContext, "retrieve", cluster_means if row.texts == "means" else _RETRIEVE)
-    with windows, texts:
-        yield
-
-
-def train_row(row: Row, folder: Path, args: EvidenceArguments) -> None:
-    """Train a row into its folder."""
-    # As many updates on ten times as many videos.
-    share = 1.0
-    if row.data != "paired":
-        share = NUM_PAIRED / len(datasets.load_dataset(str(args.output / row.data), split="train"))
-    model_config = {"encoder_layers": 1, "encoder_ffn_dim": 256, **row.context}
-    values = {
-        "clip": str(args.world / "clip"),
-        "decoder": str(args.world / "small_decoder"),
-        "include_text_tower": False,
-        "dataset": str(args.output / row.data),
-        "context_captions": str(args.output / row.bank) if row.bank else None,
-        "method": "cohesion",
-        "model_config": {
-            **train.read_config(Path(__file__).parent / "playground.yaml")["model_config"],
-            **model_config,
-        },
-        "captioning_epochs": args.captioning_epochs * share,
-        "localization_epochs": args.localization_epochs * share,
+def run(folder: Path, data: str, epochs: list[float], args: EvidenceArguments, **values) -> None:
+    """Train into a folder: epochs of the paired videos, or as many updates on all."""
+    number = len(datasets.load_dataset(str(args.output / data), split="train"))
+    values |= {
+        "dataset": str(args.output / data),
+        "captioning_epochs": epochs[0] * NUM_PAIRED / number,
+        "localization_epochs": epochs[1] * NUM_PAIRED / number,
         "per_device_train_batch_size": 8,
         "output_dir": str(folder),
         "seed": args.seed,
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    trainer = train.make_trainer(*train.configured(Path(__file__).parent / "playground.yaml", **values))
-    train.train(trainer, resume=True)
+    train.train(train.make_trainer(*train.configured(CONFIG, **values)), resume=True)
+
+
+def run_row(row: Row, folder: Path, args: EvidenceArguments) -> None:
+    """Go on with a row, into its folder."""
+    values = {**dict.fromkeys(train.BROUGHT), "include_text_tower": None, "method": None, "model_config": {}}
+    if row.bank:
+        values["model_config"] = {"context_size": SIZE, "context_k": row.context_k}
+        values["context_captions"] = str(args.output / row.bank)
+    run(folder, row.data, args.epochs, args, model_name_or_path=str(start_of(row.data, args)), **values)
 
 
 @torch.no_grad()
@@ -250,7 +250,7 @@ def recalled(world: Path, output: Path, rows: list[dict]) -> dict[str, float]:
     """How often the first caption is right: of a cluster that lies in an event, and of an event's true span."""
     data = datasets.load_dataset(str(output / "bank"), split="train").with_format("numpy")
     features, ids, texts = train.bank_of(data, "the bank")
-    context = SailContext(SailConfig(feature_size=features.shape[1], context_size=SIZE, context_k=K)).eval()
+    context = SailContext(SailConfig(feature_size=features.shape[1], context_size=SIZE)).eval()
     context.fill(features, ids, texts)
     of_clusters, of_spans = [], []
     for row in rows:
@@ -303,8 +303,10 @@ def main() -> None:
     for name in args.rows:
         if name not in scores:
             folder = args.output / name.replace(", ", "_").replace(" ", "_")
-            with replaced(ROWS[name]):
-                train_row(ROWS[name], folder, args)
+            row = ROWS[name]
+            clusters = patch("sail_hf.context_sail.cluster_frames", row.clusters)
+            with clusters, patch.object(SailContext, "retrieve", row.retrieve):
+                run_row(row, folder, args)
                 scores[name] = accuracy(caption_true_spans(folder, rows), rows, held)
         write_json(path, scores)
     print(json.dumps(scores, indent=1))
