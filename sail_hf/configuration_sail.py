@@ -170,8 +170,9 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     knows_only (`str`, *optional*):
         Where that is little, what the model knows, such as "the rendered world of the playground": said on its card, and by
         a warning once it generates captions.
-    initializer_range, position_initializer_range (`float`, default to 0.02):
-        Standard deviations of initial weights, and of the initial positions of frames (ILCACM's code: 1.0).
+    initializer_range, position_initializer_range, mask_position_initializer_range (`float`, default to 0.02, 0.02, 1.0):
+        Standard deviations of initial weights, and of the initial positions of the frames that the video encoder and the event
+        queries see (ILCACM's code: 1.0 for both; with 0.02 event queries hardly learn to look, see `docs/results.md`).
     """
 
     model_type = "sail"
@@ -223,6 +224,7 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     knows_only: str | None = None
     initializer_range: float | int = 0.02
     position_initializer_range: float | int = 0.02
+    mask_position_initializer_range: float | int = 1.0
 
     @classmethod
     def for_method(cls, method: str, **fields) -> "SailConfig":

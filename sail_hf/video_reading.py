@@ -247,6 +247,7 @@ class _FileReader(VideoReader):
         self._current = None  # latest frame at or before the last target, ...
         self._ahead = None  # ... and the one after it, if it had to be decoded
         self._position = _BEGINNING  # of the last packet given to the decoder, in file order
+        self._all_from = 0  # ticks from which every frame is decoded; before, those alone that others need
         self._array: tuple[int, np.ndarray] | None = None  # the last frame as RGB, with its time
         self._converter = None  # from the codec's pixels to RGB
         try:
@@ -411,12 +412,15 @@ class _FileReader(VideoReader):
         # Some keyframes give whole pictures only later (intra refresh, damage): then start at an earlier one, and
         # where that leaves nothing to show, at the beginning.
         found = []
-        for key in dict.fromkeys([nearest, self._keyframe_before(max(target - gap, int(self._shown[0]))), _BEGINNING]):
+        keys = dict.fromkeys([nearest, self._keyframe_before(max(target - gap, int(self._shown[0]))), _BEGINNING])
+        # Frames that no other needs are passed over on the way; only what damage has left needs every one.
+        for key, all_from in [(nearest, target), *((key, 0) for key in keys)]:
             if key == _BEGINNING and found:
                 break
-            decode_on = key == nearest and reached is not None and reached <= target and key <= self._position
+            decode_on = all_from and reached is not None and reached <= target and key <= self._position
             if not decode_on:
                 self._start_at(key)
+            self._all_from = all_from
             self._advance(target)
             if self._current is not None and _timestamp(self._current) == target:
                 return self._current
@@ -472,6 +476,9 @@ class _FileReader(VideoReader):
                     return
                 started = True
             self._position = self._position if position is None else position
+            if self._stream.codec_context.name == "h264":  # whose packets say exactly which frames no other needs
+                idle = pts is not None and pts < self._all_from
+                self._stream.codec_context.skip_frame = "NONREF" if idle else "DEFAULT"
             try:
                 frames = packet.decode()
             except av.FFmpegError:

@@ -74,8 +74,8 @@ MODEL = {
     "initializer_range": 0.08,
     "position_initializer_range": 0.08,
 }
-# ILCACM's own initial values, for the paper's mask generator.
-ILCACM_START = {"position_initializer_range": 1.0, "mask_input_dropout": 0.1}
+# Of ILCACM's code, for the paper's mask generator.
+ILCACM_START = {"mask_input_dropout": 0.1}
 METHODS = {
     "sail-align": {"method": "sail-align"},
     "sail": {"method": "sail", "model_config": ILCACM_START},
