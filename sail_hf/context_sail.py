@@ -117,11 +117,7 @@ class SailContext(nn.Module):
             ValueError: no sentences, other numbers of them, or features of another size than the model's.
         """
         size = self.config.feature_size
-        if (
-            features.ndim != 2
-            or features.shape[1] != size
-            or not len(features) == len(video_ids) == len(sentences) > 0
-        ):
+        if features.shape != (len(sentences), size) or not len(video_ids) == len(sentences) > 0:
             raise ValueError(
                 f"A bank of captions needs features of shape (sentences, {size}) (feature_size), a video's id and a text "
                 f"for each; found features {tuple(features.shape)}, {len(video_ids)} ids and {len(sentences)} texts."

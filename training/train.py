@@ -367,7 +367,7 @@ def fill_bank(model: SailForDenseVideoCaptioning, data_args: DataArguments, trai
         )
     source, captions = data_args.context_captions, train_set
     if source:
-        captions = load_split(source, data_args.split, COLUMNS)
+        captions = datasets.load_dataset(source, split=data_args.split)
     model.model.context.fill(*bank_of(captions, source or "The data set to train on"))
 
 

@@ -127,7 +127,7 @@ def values(rows: pyarrow.Array) -> np.ndarray:
 
 def bank_of(data: datasets.Dataset, source: str) -> tuple[torch.Tensor, list[str], list[str]]:
     """Features `(M, D)`, videos' ids and texts of all captions (ValueError: a column is missing, or a caption's features)."""
-    if missing := {"video_id", "caption_features"} - set(data.column_names):
+    if missing := {"video_id", "captions", "caption_features"} - set(data.column_names):
         raise ValueError(f"{source} lacks {', '.join(sorted(missing))}, which a bank of captions is made of.")
     rows = list(data.select_columns(["video_id", "captions", "caption_features"]).with_format("numpy"))
     features = [np.asarray(row["caption_features"], dtype=np.float32) for row in rows]
