@@ -156,6 +156,11 @@ def test_explaining_needs_a_bank(explaining, model, number):
         pipe(frames(("red", 2)), fps=10, explain=number)
 
 
+def test_the_command_says_what_explaining_needs(explaining, capsys):
+    assert main(["caption", str(explaining / "video.mp4"), "--model", str(explaining / "plain"), "--explain"]) == 1
+    assert "needs a model with a bank of captions" in capsys.readouterr().err
+
+
 def test_the_command_explains(explaining, capsys):
     words = ["caption", str(explaining / "video.mp4"), "--model", str(explaining / "model"), "--format", "json"]
     assert main([*words, "--localization", "alignment", "--explain", "--quiet"]) == 0
