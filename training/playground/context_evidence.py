@@ -13,7 +13,7 @@ is trained first, on the paired videos (or on all), and from it all rows go on, 
     windows               equal windows in the place of clusters
     no exclusion          a video may recall its own captions in training: what leaking buys
     k 8, k 20             fewer captions
-    full, off; full, own  from a model of all videos
+    full, off; ...        the first three, from a model of all videos
 
 All are trained with the masks of the frames' cohesion, which nothing learns, and caption every event of the validation and test
 videos *from its true span*: the shares of captions that name the right actor, and the right action, say what the decoder has
@@ -91,6 +91,7 @@ ROWS = {
     "k 20": Row(context_k=20),
     "full, off": Row(data="bank", bank=None),
     "full, own": Row(data="bank"),
+    "full, permuted": Row(data="bank", retrieve=permuted),
 }
 
 
