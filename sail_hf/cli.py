@@ -108,7 +108,8 @@ def _add_align(parser: argparse.ArgumentParser) -> None:
 
 def _add_find(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("videos", nargs="+", metavar="VIDEO", help=_VIDEOS)
+    text = f"{_VIDEOS}; or a data set of extract_features.py (folder or .parquet), whose features are searched"
+    add("videos", nargs="+", metavar="VIDEO", help=text)
     add("query", metavar="SENTENCE", help='what to find, such as "a man lifts the bar"')
     add("--also", action="append", default=[], metavar="SENTENCE", help="a further sentence, any number of times")
     _add_clip(parser)
