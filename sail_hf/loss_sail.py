@@ -20,6 +20,9 @@ from .alignment_sail import align_ordered
 from .configuration_sail import SailConfig
 
 IGNORE_INDEX = -100
+# What one more pass through the decoder costs, whatever its rows, in positions of a row: weights are read and their gradients
+# added once more.
+POSITIONS_A_PASS = 128
 
 
 def _mean(per_item: Tensor, counted: Tensor, num_items: Tensor | int | None) -> Tensor:
@@ -27,18 +30,31 @@ def _mean(per_item: Tensor, counted: Tensor, num_items: Tensor | int | None) -> 
     return (per_item * counted).sum() / (counted.sum().clamp(min=1) if num_items is None else num_items)
 
 
-def caption_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy of the next token, mean over target tokens.
+def caption_loss(logits: Tensor, targets: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy of target tokens, their mean: `logits` `(targets, vocabulary)`, `targets` `(targets,)` token ids."""
+    total = F.cross_entropy(logits.float(), targets, reduction="sum")
+    return total / (max(len(targets), 1) if num_items is None else num_items)
 
-    Args:
-        logits: `(rows, L, vocabulary)`, scores of the token that follows each position.
-        labels: `(rows, L)`, -100 = no target. The first token of a row is context only.
+
+def length_groups(lengths: Tensor) -> list[Tensor]:
+    """Rows in groups of like length, shortest first: each is padded to its longest, so that together they cost the least.
+
+    `lengths`: `(rows,)` on the host. A group costs its padded positions and [`POSITIONS_A_PASS`]; found by dynamic programming
+    over the distinct lengths.
     """
-    targets = labels[:, 1:]
-    # Target positions alone become float32: a batch's padding can be most of it. Found once, as the host waits for it.
-    row, place = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
-    total = F.cross_entropy(logits[row, place].float(), targets[row, place], reduction="sum")
-    return total / (max(len(row), 1) if num_items is None else num_items)
+    distinct, counts = lengths.unique(return_counts=True)
+    longest, ends = distinct.tolist(), [0, *counts.cumsum(0).tolist()]
+    # Of the rows up to each distinct length: least cost, and where its last group begins.
+    best, begins = [0], [0]
+    for last, length in enumerate(longest):
+        costs = [best[first] + (ends[last + 1] - ends[first]) * length for first in range(last + 1)]
+        begins.append(costs.index(min(costs)))
+        best.append(min(costs) + POSITIONS_A_PASS)
+    sizes, end = [], len(longest)
+    while end:
+        sizes.append(ends[end] - ends[begins[end]])
+        end = begins[end]
+    return list(lengths.argsort(stable=True).split(sizes[::-1]))
 
 
 def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
@@ -224,11 +240,11 @@ class LossInputs:
         features: `(B, T, D)` raw frame features, 0 on padding; `frame_mask`: `(B, T)`.
         encoded: `(B, T, hidden_size)`, the video encoder's output for `features`.
         encode: the video encoder, `(features, frame_mask) -> encoded`.
-        caption_logits: `(encoded, frame_mask, labels) -> logits`, see [`SailForDenseVideoCaptioning.caption_logits`].
+        caption_logits: `(encoded, frame_mask, ids, keep) -> logits`, see [`SailForDenseVideoCaptioning.caption_logits`].
         counts: number of events of each video, on the host, so that nothing waits for the device.
         centers, widths: `(B, N)`; `masks`: `(B, N, T)`.
         make_masks: `(centers, widths, frame_mask) -> masks`.
-        full_labels: `(B, L)`; `event_labels`, `complement_labels`: `(B, N, L)`.
+        full_labels: `(B, L)`; `event_labels`, `complement_labels`: `(B, N, L)`; on the host, where rows are sorted by length.
         caption_features: `(B, N, D)`; `transition_features`: `(B, N-1, D)`; `frame_caption_features`: `(B, T, D)`.
     """
 
@@ -237,7 +253,7 @@ class LossInputs:
     frame_mask: Tensor
     encoded: Tensor
     encode: Callable[[Tensor, Tensor], Tensor]
-    caption_logits: Callable[[Tensor, Tensor, Tensor], Tensor]
+    caption_logits: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     make_masks: Callable[[Tensor, Tensor, Tensor], Tensor]
     counts: list[int] | None = None
     centers: Tensor | None = None
@@ -323,28 +339,47 @@ class LossInputs:
             found["attracted_gaps"] = (is_open & (similarities >= self.config.attraction_theta)).sum() / num_gaps
         return found
 
+    def caption_pass(
+        self, encoded: Tensor, frame_mask: Tensor, labels: Tensor, num_items: Tensor | int | None
+    ) -> Tensor:
+        """[`caption_loss`] of the tokens that follow each other in `labels` `(rows, L)` after encoded frames `(rows, T, hidden_size)`.
+
+        -100 = no target. The first token of a row is context only. Rows of like length go together through the decoder, and
+        nothing but targets is scored.
+        """
+        has_id = labels != IGNORE_INDEX
+        items = max(int(has_id[:, 1:].sum()), 1) if num_items is None else num_items
+        lengths = (has_id * torch.arange(1, labels.shape[1] + 1)).amax(1).clamp(min=1)
+        parts = []
+        for rows in length_groups(lengths):
+            ids = labels[rows, : int(lengths[rows[-1]])]
+            is_target = ids[:, 1:] != IGNORE_INDEX
+            targets = ids[:, 1:][is_target].to(encoded.device)
+            ids, rows = ids[:, :-1].to(encoded.device), rows.to(encoded.device)
+            logits = self.caption_logits(encoded[rows], frame_mask[rows], ids, is_target)
+            parts.append(caption_loss(logits, targets, items))
+        return torch.stack(parts).sum()
+
     def event_pass(self, labels: Tensor, weights: Tensor, num_items: Tensor | None, at_least: int) -> Tensor | None:
-        """[`caption_loss`] of the events' labels after frames weighted by `weights` `(B, N, T)`, a row an event.
+        """[`LossInputs.caption_pass`] of the events' labels after frames weighted by `weights` `(B, N, T)`, a row an event.
 
         Events of videos with fewer than `at_least` events have no row.
         """
         pairs = [(b, n) for b, count in enumerate(self.counts) if count >= at_least for n in range(count)]
         if not pairs:
             return None
-        video, event = torch.tensor(pairs, device=self.features.device).unbind(1)
+        pairs = torch.tensor(pairs)
+        labels = labels[pairs[:, 0], pairs[:, 1]]
+        video, event = pairs.to(self.features.device).unbind(1)
         frame_mask = self.frame_mask[video]
         frames = self.features[video] * weights[video, event][:, :, None].to(self.features.dtype)
-        labels = labels[video, event]
-        return caption_loss(
-            self.caption_logits(self.encode(frames, frame_mask), frame_mask, labels), labels, num_items
-        )
+        return self.caption_pass(self.encode(frames, frame_mask), frame_mask, labels, num_items)
 
 
 def _full(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
     if inputs.full_labels is None:
         return None
-    logits = inputs.caption_logits(inputs.encoded, inputs.frame_mask, inputs.full_labels)
-    return caption_loss(logits, inputs.full_labels, num_items)
+    return inputs.caption_pass(inputs.encoded, inputs.frame_mask, inputs.full_labels, num_items)
 
 
 def _positive(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
