@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    Cache,
+    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessor,
@@ -18,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
 )
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import ModelOutput
 
 from .alignment_sail import ALIGNMENTS, frame_spans
@@ -317,6 +320,7 @@ class SailGenerationMixin(GenerationMixin):
         ).nonzero(as_tuple=True)
         masked = video_features[video] * masks[video, event][:, :, None].to(video_features.dtype)
         prompt = self.config.event_prompt_ids
+        config.output_scores = True
         out = self._decode(masked, frame_mask[video], prompt, config, logits_processor, stopping_criteria)
         log_probs = self.decoder.compute_transition_scores(
             out.sequences, out.scores, out.get("beam_indices"), normalize_logits=out.get("beam_indices") is None
@@ -369,7 +373,8 @@ class SailGenerationMixin(GenerationMixin):
         ids = torch.tensor([list(prompt)] * len(video_features), device=video_features.device)
         encoded = self.model.video_encoder(video_features, frame_mask)
         embeds, attention_mask = self.decoder_inputs(encoded, frame_mask, ids)
-        config.return_dict_in_generate, config.output_scores = True, True
+        config.return_dict_in_generate = True
+        before = self._before_beams(embeds, attention_mask, config)
         with warnings.catch_warnings():
             # Repeats are looked for in the new tokens alone, as they should be: frames have no token ids.
             warnings.filterwarnings("ignore", message="Passing `no_repeat_ngram_size` with `inputs_embeds`")
@@ -379,7 +384,31 @@ class SailGenerationMixin(GenerationMixin):
                 generation_config=config,
                 logits_processor=logits_processor,
                 stopping_criteria=stopping_criteria,
+                **before,
             )
+
+    def _before_beams(self, embeds: Tensor, attention_mask: Tensor, config: GenerationConfig) -> dict[str, Cache]:
+        """The cache of all but the last position, once a row and not once a beam, as `generate` takes it; else nothing.
+
+        Nothing for one beam, for a cache that the generation config chooses, and for decoders with states other than keys and
+        values.
+        """
+        cache = DynamicCache(config=self.decoder.config.get_text_config(decoder=True))
+        known = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        if (config.num_beams or 1) == 1 or config.cache_implementation or not known:
+            return {}
+        seen = attention_mask[:, :-1]
+        self.decoder(
+            inputs_embeds=embeds[:, :-1],
+            attention_mask=seen,
+            position_ids=(seen.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
+        if cache.get_seq_length() != seen.shape[1]:
+            return {}
+        cache.batch_repeat_interleave(config.num_beams)
+        return {"past_key_values": cache}
 
     def split_sentences(self, ids: list[int]) -> list[list[int]]:
         """Token ids of each sentence in a whole-video caption `N events: sentence sentence ...<end>`."""
