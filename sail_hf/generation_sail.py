@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
+    Cache,
+    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessor,
@@ -18,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
 )
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import ModelOutput
 
 from .alignment_sail import ALIGNMENTS, frame_spans
@@ -276,7 +279,7 @@ class SailGenerationMixin(GenerationMixin):
         prompt = torch.tensor([self.config.full_prompt_ids] * len(features), device=features.device)
         labels = torch.cat([prompt, full_sequences], 1)
         encoded = self.model.video_encoder(features, frame_mask)
-        logits = self.caption_logits(encoded, frame_mask, labels, regions)[:, prompt.shape[1] - 1 : -1]
+        logits = self.caption_logits(encoded, frame_mask, labels, regions=regions)[:, prompt.shape[1] - 1 : -1]
         log_probs = logits.float().log_softmax(-1).gather(-1, full_sequences[..., None])[..., 0]
         sentences, scores = [], []
         for ids, values, limit in zip(full_sequences, log_probs, most, strict=True):
@@ -342,6 +345,7 @@ class SailGenerationMixin(GenerationMixin):
         frames, frame_mask = _weighted(video_features, masks, video, event), frame_mask[video]
         regions = self._regions(region_features, video_features, video.tolist(), masks[video, event], frame_mask)
         prompt = self.config.event_prompt_ids
+        config.output_scores = True
         out = self._decode(frames, frame_mask, prompt, config, logits_processor, stopping_criteria, regions)
         log_probs = self.decoder.compute_transition_scores(
             out.sequences, out.scores, out.get("beam_indices"), normalize_logits=out.get("beam_indices") is None
@@ -374,7 +378,7 @@ class SailGenerationMixin(GenerationMixin):
         frames, frame_mask = _weighted(video_features, masks, video, event), frame_mask[video]
         regions = self._regions(region_features, video_features, video.tolist(), masks[video, event], frame_mask)
         encoded = self.model.video_encoder(frames, frame_mask)
-        self.caption_logits(encoded, frame_mask, event_labels.to(frames.device)[video, event], regions)
+        self.caption_logits(encoded, frame_mask, event_labels.to(frames.device)[video, event], regions=regions)
         return regions.log_attention.exp()
 
     def resolve_generation_config(
@@ -433,7 +437,8 @@ class SailGenerationMixin(GenerationMixin):
         ids = torch.tensor([list(prompt)] * len(video_features), device=video_features.device)
         encoded = self.model.video_encoder(video_features, frame_mask)
         embeds, attention_mask = self.decoder_inputs(encoded, frame_mask, ids)
-        config.return_dict_in_generate, config.output_scores = True, True
+        config.return_dict_in_generate = True
+        before = self._before_beams(embeds, attention_mask, config)
         with warnings.catch_warnings(), looking_at(self.decoder, self.grounding_head, regions):
             # Repeats are looked for in the new tokens alone, as they should be: frames have no token ids.
             warnings.filterwarnings("ignore", message="Passing `no_repeat_ngram_size` with `inputs_embeds`")
@@ -443,6 +448,7 @@ class SailGenerationMixin(GenerationMixin):
                 generation_config=config,
                 logits_processor=logits_processor,
                 stopping_criteria=stopping_criteria,
+                **before,
             )
 
     def _regions(
@@ -456,6 +462,29 @@ class SailGenerationMixin(GenerationMixin):
         """The patches of `videos`, a row each, whose frames weigh `weights` `(rows, T)`; `None` without patches."""
         projected = self.project_regions(region_features, video_features)
         return projected and Regions(*projected, videos, frame_log_weights(weights, frame_mask))
+
+    def _before_beams(self, embeds: Tensor, attention_mask: Tensor, config: GenerationConfig) -> dict[str, Cache]:
+        """The cache of all but the last position, once a row and not once a beam, as `generate` takes it; else nothing.
+
+        Nothing for one beam, for a cache that the generation config chooses, and for decoders with states other than keys and
+        values.
+        """
+        cache = DynamicCache(config=self.decoder.config.get_text_config(decoder=True))
+        known = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        if (config.num_beams or 1) == 1 or config.cache_implementation or not known:
+            return {}
+        seen = attention_mask[:, :-1]
+        self.decoder(
+            inputs_embeds=embeds[:, :-1],
+            attention_mask=seen,
+            position_ids=(seen.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
+        if cache.get_seq_length() != seen.shape[1]:
+            return {}
+        cache.batch_repeat_interleave(config.num_beams)
+        return {"past_key_values": cache}
 
     def split_sentences(self, ids: list[int]) -> list[list[int]]:
         """Token ids of each sentence in a whole-video caption `N events: sentence sentence ...<end>`."""

@@ -7,7 +7,7 @@ the top left.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Regions:
         videos: index of each row's video.
         log_weights: `(rows, T)`, what is added to the scores of a frame's patches; -inf on padding.
         log_attention: `(rows, L, T, N)`, what the pass looked at, once it is made: logarithms of shares that add up to 1.
+        looked: the same of passes in parts, of single places: for each part rows, places, and `(places, T, N)`.
     """
 
     keys: Tensor
@@ -38,6 +39,11 @@ class Regions:
     videos: Sequence[int]
     log_weights: Tensor
     log_attention: Tensor | None = None
+    looked: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def of(self, rows: Tensor) -> "Regions":
+        """Those of some rows, on the host, which may come several times."""
+        return Regions(self.keys, self.values, [self.videos[row] for row in rows.tolist()], self.log_weights[rows])
 
 
 class SailGroundingHead(nn.Module):
@@ -64,7 +70,12 @@ class SailGroundingHead(nn.Module):
         return self.k_proj(values), values
 
     def forward(self, hidden_states: Tensor, regions: Regions) -> Tensor:
-        """Hidden states `(rows, L, width)` with what they look at; there may be several rows for each of the regions' (beams)."""
+        """Hidden states `(rows, L, width)` with what they look at; there may be several rows for each of the regions' (beams).
+
+        Or `(places, width)`, each with a row of the regions.
+        """
+        if hidden_states.ndim == 2:  # single places
+            return self(hidden_states[:, None], regions)[:, 0]
         copies = len(hidden_states) // len(regions.videos)
         videos = torch.tensor(regions.videos).repeat_interleave(copies)
         log_weights = regions.log_weights.repeat_interleave(copies, 0)
@@ -74,8 +85,8 @@ class SailGroundingHead(nn.Module):
         for video in videos.unique().tolist():  # the patches of a video are many: no copies of them for its rows
             rows = (videos == video).nonzero().flatten().to(queries.device)
             scores = queries[rows] @ regions.keys[video].flatten(0, 1).T
-            scores = scores.float() + log_weights[rows].float().repeat_interleave(num_patches, 1)[:, None]
-            log_attention = scores.log_softmax(-1)
+            scores = scores.float().unflatten(-1, (-1, num_patches)) + log_weights[rows, None, :, None]
+            log_attention = scores.flatten(2).log_softmax(-1)
             values = regions.values[video].flatten(0, 1)
             found.append(log_attention.exp().to(values.dtype) @ values)
             looked.append(log_attention.unflatten(-1, (-1, num_patches)))
@@ -117,21 +128,21 @@ def grounding_loss(log_attention: Tensor, targets: Tensor, kind: str, num_items:
     """How far attention is from where words' targets are, mean over the positions that have one.
 
     Args:
-        log_attention: `(rows, L, T, N)`, logarithms of shares that add up to 1.
-        targets: `(rows, L, T, N)`, gamma in [0, 1]; all 0 where a position has none.
+        log_attention: `(..., T, N)`, logarithms of shares that add up to 1.
+        targets: `(..., T, N)`, gamma in [0, 1]; all 0 where a position has none.
         kind: `"sum"`: -log sum gamma alpha (CVG's Eq. 5), which one best patch satisfies as well as all. `"spread"`: the
             cross-entropy with gamma / sum gamma, least where attention covers the target in proportion.
     """
-    targets = targets.to(log_attention.device).flatten(2)
-    row, place = (targets.amax(-1) > 0).nonzero(as_tuple=True)
-    gamma, log_alpha = targets[row, place].float(), log_attention.flatten(2)[row, place].float()
+    targets = targets.to(log_attention.device).flatten(-2)
+    has_target = targets.amax(-1) > 0
+    gamma, log_alpha = targets[has_target].float(), log_attention.flatten(-2)[has_target].float()
     inside = gamma > 0  # padding has a logarithm of -inf, and no target
     log_alpha = log_alpha.where(inside, 0.0)
     if kind == "sum":
         losses = -(log_alpha + gamma.log()).masked_fill(~inside, -torch.inf).logsumexp(-1)
     else:
         losses = -(gamma * log_alpha).sum(-1) / gamma.sum(-1)
-    return losses.sum() / (max(len(row), 1) if num_items is None else num_items)
+    return losses.sum() / (max(len(gamma), 1) if num_items is None else num_items)
 
 
 def box_coverage(boxes: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -5,6 +5,7 @@ from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
@@ -381,11 +382,17 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         self.decoder.set_output_embeddings(value)
 
     def caption_logits(
-        self, encoded: Tensor, frame_mask: Tensor, labels: Tensor, regions: Regions | None = None
+        self,
+        encoded: Tensor,
+        frame_mask: Tensor,
+        labels: Tensor,
+        keep: Tensor | None = None,
+        regions: Regions | None = None,
     ) -> Tensor:
         """Next-token scores `(rows, L, vocabulary)` of `labels` `(rows, L)` after encoded frames `(rows, T, hidden_size)`.
 
-        `regions`: patches that the rows also look at, with the grounding head.
+        `keep`: `(rows, L)` bool, the places that are scored, on any device; with it, scores are `(places, vocabulary)`, row by row.
+        `regions`: patches that the rows, or with `keep` the places, also look at, with the grounding head.
         """
         embeds, attention_mask = self.decoder_inputs(encoded, frame_mask, labels)
         position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
@@ -394,7 +401,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
                 inputs_embeds=embeds,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                logits_to_keep=labels.shape[1],
+                logits_to_keep=labels.shape[1] if keep is None else pad(keep, (encoded.shape[1], 0)),
                 use_cache=False,
             ).logits
 
@@ -482,6 +489,10 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
                 if events
                 else f"`num_events` must hold a positive number for each video, found {counts}."
             )
+        # On the host before anything runs, so that no pass waits for the device.
+        full_labels, event_labels, complement_labels = (
+            None if labels is None else labels.cpu() for labels in (full_labels, event_labels, complement_labels)
+        )
         outputs = self.model(video_features, pixel_values_videos, video_attention_mask, num_events, events, **kwargs)
         features, frame_mask = outputs.video_features, video_attention_mask
         if frame_mask is None:

@@ -10,9 +10,11 @@ from torch import tensor
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    Gemma2Config,
     GenerationConfig,
     GPT2Config,
     GPTNeoXConfig,
+    Lfm2Config,
     LlamaConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -293,3 +295,56 @@ def test_cohesion_takes_the_number_of_events_and_places_them_by_the_frames(model
         model.model.make_masks(output.event_centers, output.event_widths, torch.ones(frames.shape[:2])),
     )
     assert len(output.sequences) == 2
+
+
+def test_beams_that_share_their_frames_are_the_same_beams(processor, batch):
+    """The frames go through the decoder once a video: sequences and scores are those of `generate` on every beam's own frames."""
+    narrow = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+    sliding = Gemma2Config(**SMALL, num_key_value_heads=1, intermediate_size=24, head_dim=8, **narrow)
+    states = Lfm2Config(**SMALL, num_key_value_heads=1, intermediate_size=24, layer_types=["conv", "full_attention"])
+    for name, config in {**DECODERS, "sliding": sliding, "states of its own": states}.items():
+        config.update({"vocab_size": len(processor.tokenizer)})
+        model = make_model(processor, seed=5)
+        model.decoder = AutoModelForCausalLM.from_config(config).eval()
+        features, mask = batch["video_features"], batch["video_attention_mask"]
+        options = {"num_beams": 3, "max_new_tokens": 7, "min_new_tokens": 1, "full_max_new_tokens": 7}
+        settings = model.resolve_generation_config(**options)
+        prompt = tensor([list(model.config.full_prompt_ids)] * 3)
+        embeds, seen = model.decoder_inputs(model.model.video_encoder(features, mask), mask, prompt)
+        shared = model._before_beams(embeds, seen, settings)
+        assert bool(shared) == (name != "states of its own"), name
+        both = [
+            model.decoder.generate(
+                inputs_embeds=embeds,
+                attention_mask=seen,
+                generation_config=settings,
+                return_dict_in_generate=True,
+                output_scores=True,
+                **cache,
+            )
+            for cache in (shared, {})
+        ]
+        assert torch.equal(both[0].sequences, both[1].sequences), name
+        torch.testing.assert_close(both[0].sequences_scores, both[1].sequences_scores, rtol=1e-4, atol=1e-5)
+
+
+def test_frames_are_not_seen_once_for_each_beam(model, batch, monkeypatch):
+    rows = []
+    original = model.decoder.forward
+    monkeypatch.setattr(model.decoder, "forward", lambda *a, **kw: rows.append(embeds_of(kw)) or original(*a, **kw))
+
+    def embeds_of(inputs):
+        return None if inputs.get("inputs_embeds") is None else tuple(inputs["inputs_embeds"].shape[:2])
+
+    model.generate(batch["video_features"], num_events=tensor([2, 1, 1]), num_beams=3, max_new_tokens=5)
+    frames_and_prompt = 8 + len(model.config.event_prompt_ids)
+    # Four events: all but the last token of the prompt once each, and that token for each beam.
+    assert [shape for shape in rows if shape] == [(4, frames_and_prompt - 1), (12, 1)]
+
+
+def test_a_cache_that_is_chosen_is_the_one_used(model, batch):
+    """Static caches cannot be filled beforehand; sentences are the same."""
+    options = {"num_events": tensor([2, 1, 1]), "num_beams": 2, "max_new_tokens": 5}
+    ours = model.generate(batch["video_features"], **options)
+    static = model.generate(batch["video_features"], **options, cache_implementation="static")
+    assert torch.equal(ours.sequences, static.sequences)
