@@ -6,12 +6,12 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    Cache,
     DynamicCache,
     GenerationConfig,
     GenerationMixin,
@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import ModelOutput
 
 from .alignment_sail import ALIGNMENTS, frame_spans
+from .beams_sail import open_rows_beam_search
 from .configuration_sail import SailConfig
 from .events_sail import settled, uncovered
 from .grounding_sail import Regions, frame_log_weights, looking_at
@@ -439,6 +440,8 @@ class SailGenerationMixin(GenerationMixin):
         embeds, attention_mask = self.decoder_inputs(encoded, frame_mask, ids)
         config.return_dict_in_generate = True
         before = self._before_beams(embeds, attention_mask, config)
+        if regions is not None:  # which row a hidden state is of is told by its place: no row may leave
+            before.pop("custom_generate", None)
         with warnings.catch_warnings(), looking_at(self.decoder, self.grounding_head, regions):
             # Repeats are looked for in the new tokens alone, as they should be: frames have no token ids.
             warnings.filterwarnings("ignore", message="Passing `no_repeat_ngram_size` with `inputs_embeds`")
@@ -463,8 +466,9 @@ class SailGenerationMixin(GenerationMixin):
         projected = self.project_regions(region_features, video_features)
         return projected and Regions(*projected, videos, frame_log_weights(weights, frame_mask))
 
-    def _before_beams(self, embeds: Tensor, attention_mask: Tensor, config: GenerationConfig) -> dict[str, Cache]:
-        """The cache of all but the last position, once a row and not once a beam, as `generate` takes it; else nothing.
+    def _before_beams(self, embeds: Tensor, attention_mask: Tensor, config: GenerationConfig) -> dict[str, Any]:
+        """What spares `generate` work that its beams do in vain: the cache of all but the last position, made once a row and not
+        once a beam, and [`open_rows_beam_search`].
 
         Nothing for one beam, for a cache that the generation config chooses, and for decoders with states other than keys and
         values.
@@ -484,7 +488,7 @@ class SailGenerationMixin(GenerationMixin):
         if cache.get_seq_length() != seen.shape[1]:
             return {}
         cache.batch_repeat_interleave(config.num_beams)
-        return {"past_key_values": cache}
+        return {"past_key_values": cache, "custom_generate": open_rows_beam_search}
 
     def split_sentences(self, ids: list[int]) -> list[list[int]]:
         """Token ids of each sentence in a whole-video caption `N events: sentence sentence ...<end>`."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -66,6 +67,14 @@ def _check_frame_mask(frame_mask: Tensor) -> None:
         raise ValueError(
             "`video_attention_mask` must be 1 on a video's frames, which come first, and 0 on the padding after them."
         )
+
+
+def _fuse_gelu(decoder: PreTrainedModel) -> None:
+    """GPT-2's activation as one operation: written out, it keeps five tensors of every layer's widest for its gradient."""
+    for module in list(decoder.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, GELUTanh())
 
 
 def _check_options(kwargs: dict) -> None:
@@ -331,6 +340,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         self.decoder = AutoModelForCausalLM.from_config(
             config.text_config, dtype=torch.get_default_dtype(), trust_remote_code=False
         )
+        _fuse_gelu(self.decoder)
         self.grounding_head = None
         if config.grounding:
             self.grounding_head = SailGroundingHead(config, self.get_output_embeddings().weight.shape[1])

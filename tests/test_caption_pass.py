@@ -116,6 +116,25 @@ def test_a_hole_in_the_labels_is_as_in_the_plain_pass(processor, batch):
     torch.testing.assert_close(found, plain_loss(model, features, frame_mask, holed), rtol=1e-5, atol=1e-6)
 
 
+def test_gpt2s_activation_is_the_same_function_and_keeps_one_tensor(processor):
+    """The decoder of transformers and ours, same weights: the same scores; for its gradient, ours keeps its input alone."""
+    model = make_model(processor)
+    plain = AutoModelForCausalLM.from_config(model.config.text_config).eval()
+    plain.load_state_dict(model.decoder.state_dict())
+    embeds = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        model.decoder(inputs_embeds=embeds).logits, plain(inputs_embeds=embeds).logits, rtol=1e-5, atol=1e-6
+    )
+    kept = {}
+    for name, decoder in (("ours", model.decoder), ("plain", plain)):
+        found = []
+        values = torch.linspace(-4, 4, 99, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, found=found: found.append(t) or t, lambda t: t):
+            decoder.transformer.h[0].mlp.act(values)
+        kept[name] = len({tensor.data_ptr() for tensor in found if tensor.numel() == 99})
+    assert kept["ours"] == 1 < kept["plain"]
+
+
 def test_nothing_but_targets_is_scored(processor, batch):
     model, batch = with_decoder(processor, "gpt2"), without_mask_losses(batch)
     scored = []

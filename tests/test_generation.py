@@ -348,3 +348,77 @@ def test_a_cache_that_is_chosen_is_the_one_used(model, batch):
     ours = model.generate(batch["video_features"], **options)
     static = model.generate(batch["video_features"], **options, cache_implementation="static")
     assert torch.equal(ours.sequences, static.sequences)
+
+
+class EndsAt(LogitsProcessor):
+    """Row i, of so many beams, ends after `lengths[i]` tokens and not before."""
+
+    def __init__(self, lengths, end, beams):
+        self.lengths, self.end, self.beams = lengths, end, beams
+
+    def __call__(self, input_ids, scores):
+        for row, length in enumerate(self.lengths):
+            rows = slice(row * self.beams, (row + 1) * self.beams)
+            if input_ids.shape[1] < length - 1:
+                scores[rows, self.end] = -torch.inf
+            else:
+                scores[rows] = scores[rows].masked_fill(torch.arange(scores.shape[1]) != self.end, -torch.inf)
+        return scores
+
+
+def large_weights(model):
+    with torch.no_grad():  # random weights, but large: sentences that differ from video to video
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return model
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+def test_rows_that_are_done_are_left_out_and_nothing_changes(processor, monkeypatch, early_stopping):
+    """Rows of 3, 9, 5 and 6 tokens: those of transformers' own search, for as many positions as rows are open."""
+    model = large_weights(make_model(processor, seed=3))
+    features, mask = 3 * torch.randn(4, 8, 24, generator=torch.Generator().manual_seed(0)), torch.ones(4, 8)
+    lengths, beams, end = [3, 9, 5, 6], 3, model.generation_config.eos_token_id
+    options = {"num_beams": beams, "full_min_new_tokens": 0, "full_max_new_tokens": 12, "no_repeat_ngram_size": 0}
+    options |= {
+        "early_stopping": early_stopping,
+        "logits_processor": LogitsProcessorList([EndsAt(lengths, end, beams)]),
+    }
+    sizes, original = [], model.decoder.forward
+
+    def forward(*args, **inputs):
+        if inputs.get("input_ids") is not None:
+            sizes.append(len(inputs["input_ids"]))
+        return original(*args, **inputs)
+
+    monkeypatch.setattr(model.decoder, "forward", forward)
+    found = model.describe(features, mask, **options)
+    own, sizes = sizes, []
+    monkeypatch.setattr(model, "_before_beams", lambda *args: {})
+    expected = model.describe(features, mask, **options)
+    assert torch.equal(found, expected)
+    assert len({tuple(row) for row in found.tolist()}) == 4
+    ended = [row.index(end) + 1 if end in row else len(row) for row in found.tolist()]
+    assert ended == lengths
+    if early_stopping is False:
+        # The first token comes from the prompt; then tokens 2 to 9, each row's up to its last.
+        assert own == [3 * sum(length > done for length in lengths) for done in range(1, 9)]
+        assert sizes == [12] * 8
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_searches_that_end_by_themselves_are_the_same(processor, monkeypatch, seed):
+    """Ends that the model itself finds, in rows of several lengths: sequences and scores as without leaving rows out."""
+    model = large_weights(make_model(processor, seed=seed))
+    generator = torch.Generator().manual_seed(seed)
+    features, num_events = 3 * torch.randn(5, 8, 24, generator=generator), tensor([4, 2, 3, 1, 4])
+    options = {"num_events": num_events, "num_beams": 4, "min_new_tokens": 1, "max_new_tokens": 16}
+    first = model.generate(features, **options)
+    # A token that many sentences hold is made their end, so that rows end at several places.
+    end = first.sequences.flatten().mode().values.item()
+    found = model.generate(features, **options, eos_token_id=end)
+    monkeypatch.setattr(model, "_before_beams", lambda *args: {})
+    expected = model.generate(features, **options, eos_token_id=end)
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-6)

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from test_generation import DECODERS
+from test_generation import DECODERS, EndsAt
 from tiny import CAPTIONS, make_model, make_rows
 from torch import tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LogitsProcessorList
 
 from sail_hf import SailDataCollator, SailForDenseVideoCaptioning, SailModel
 from sail_hf.grounding_sail import Regions, box_coverage, frame_log_weights, grid_of, grounding_loss
@@ -333,6 +333,27 @@ def test_any_causal_language_model_looks(name, processor, clip, grounded_batch):
     blind = model.generate(**without(batch, "region_features"), num_events=tensor([2, 1, 1]), **options)
     assert not torch.allclose(together.scores, blind.scores, rtol=1e-3)
     assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_rows_look_at_their_own_patches_until_the_last_search_is_over(processor, grounded_model, grounded_batch):
+    """Searches of a batch end at different steps; each row is what it is alone."""
+    names = ("video_features", "video_attention_mask", "region_features")
+    batch = {name: grounded_batch[name] for name in names}
+    lengths, end = [4, 12, 7], grounded_model.generation_config.eos_token_id
+    options = {"num_beams": 4, "max_new_tokens": 12, "min_new_tokens": 1, "no_repeat_ngram_size": 0}
+
+    def captions(inputs, lengths):
+        events = {"num_events": torch.ones(len(lengths), dtype=torch.long)}
+        ends = LogitsProcessorList([EndsAt(lengths, end, 4)])
+        return grounded_model.generate(**inputs, **events, **options, logits_processor=ends)
+
+    together = captions(batch, lengths)
+    for video, frames in enumerate([8, 5, 6]):
+        one = {name: value[video : video + 1, :frames] for name, value in batch.items()}
+        alone = captions(one, lengths[video : video + 1])
+        length = lengths[video]
+        assert together.sequences[video, :length].tolist() == alone.sequences[0, :length].tolist()
+        torch.testing.assert_close(together.scores[video], alone.scores[0], rtol=1e-4, atol=1e-6)
 
 
 def test_events_are_grounded_as_the_positive_pass_looks(processor, grounded_model, grounded_batch):
