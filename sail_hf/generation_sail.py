@@ -17,10 +17,12 @@ from transformers import (
     GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
 from transformers.utils import ModelOutput
 
 from .alignment_sail import ALIGNMENTS, frame_spans
@@ -470,12 +472,12 @@ class SailGenerationMixin(GenerationMixin):
         """What spares `generate` work that its beams do in vain: the cache of all but the last position, made once a row and not
         once a beam, and [`open_rows_beam_search`].
 
-        Nothing for one beam, for a cache that the generation config chooses, and for decoders with states other than keys and
-        values.
+        Nothing for one beam, for a cache that the generation config chooses, for decoders with states other than keys and
+        values, and where processes hold shares of the weights.
         """
         cache = DynamicCache(config=self.decoder.config.get_text_config(decoder=True))
         known = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-        if (config.num_beams or 1) == 1 or config.cache_implementation or not known:
+        if (config.num_beams or 1) == 1 or config.cache_implementation or not known or shares_weights(self):
             return {}
         seen = attention_mask[:, :-1]
         self.decoder(
@@ -526,6 +528,14 @@ def _event_rows(masks: Tensor, num_events: Tensor) -> tuple[Tensor, Tensor]:
 def _weighted(video_features: Tensor, masks: Tensor, video: Tensor, event: Tensor) -> Tensor:
     """v * M of each row's event."""
     return video_features[video] * masks[video, event][:, :, None].to(video_features.dtype)
+
+
+def shares_weights(model: PreTrainedModel) -> bool:
+    """Whether processes hold shares of a model's weights (FSDP, ZeRO-3), so that all must make the same passes, or wait forever."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not several or torch.distributed.get_world_size() == 1:
+        return False
+    return is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model)
 
 
 def _indices(mask: Tensor) -> list[int]:

@@ -58,6 +58,11 @@ def length_groups(lengths: Tensor) -> list[Tensor]:
     return list(lengths.argsort(stable=True).split(sizes[::-1]))
 
 
+def one_group(lengths: Tensor) -> list[Tensor]:
+    """As [`length_groups`], in one: where processes hold shares of the weights, all must make as many passes."""
+    return [lengths.argsort(stable=True)]
+
+
 def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
     """Time average of masked features: `features` `(B, T, D)`, `masks` `(B, N, T)` -> `(B, N, D)`.
 
@@ -247,6 +252,7 @@ class LossInputs:
         make_masks: `(centers, widths, frame_mask) -> masks`.
         full_labels: `(B, L)`; `event_labels`, `complement_labels`: `(B, N, L)`; on the host, where rows are sorted by length.
         caption_features: `(B, N, D)`; `transition_features`: `(B, N-1, D)`; `frame_caption_features`: `(B, T, D)`.
+        group_rows: [`length_groups`] or [`one_group`].
         regions: keys and values `(B, T, N, D)` of the frames' patches; `grounding_targets`: `(sum N_s, L, T, N)`.
         positive_regions: what the positive pass looked at, once it is made.
     """
@@ -269,6 +275,7 @@ class LossInputs:
     transition_features: Tensor | None = None
     frame_caption_features: Tensor | None = None
     regions: tuple[Tensor, Tensor] | None = None
+    group_rows: Callable[[Tensor], list[Tensor]] = length_groups
     grounding_targets: Tensor | None = None
     positive_regions: Regions | None = None
 
@@ -368,18 +375,18 @@ class LossInputs:
         items = max(int(has_id[:, 1:].sum()), 1) if num_items is None else num_items
         lengths = (has_id * torch.arange(1, labels.shape[1] + 1)).amax(1).clamp(min=1)
         parts = []
-        for rows in length_groups(lengths):
+        for rows in self.group_rows(lengths):
             ids = labels[rows, : int(lengths[rows[-1]])]
             is_target = ids[:, 1:] != IGNORE_INDEX
             targets = ids[:, 1:][is_target].to(encoded.device)
             kept, place = is_target.nonzero(as_tuple=True)
-            places = regions and regions.of(rows[kept])
-            looked = (rows[kept], place)
+            kept = rows[kept]
+            places = regions and regions.of(kept)
             ids, rows = ids[:, :-1].to(encoded.device), rows.to(encoded.device)
             logits = self.caption_logits(encoded[rows], frame_mask[rows], ids, is_target, places)
             parts.append(caption_loss(logits, targets, items))
             if places:
-                regions.looked.append((*looked, places.log_attention[:, 0]))
+                regions.looked.append((kept, place, places.log_attention[:, 0]))
         return torch.stack(parts).sum()
 
     def event_pass(

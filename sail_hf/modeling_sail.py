@@ -17,10 +17,10 @@ from .clip_sail import SailClip, load_clip
 from .clip_towers import build_towers, clip_tokenizer, encode_with_patches
 from .configuration_sail import SailConfig
 from .counting_sail import SailEventCounter
-from .generation_sail import SailGenerationMixin, default_generation_config
+from .generation_sail import SailGenerationMixin, default_generation_config, shares_weights
 from .grounding_sail import Regions, SailGroundingHead, looking_at
 from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder
-from .loss_sail import IGNORE_INDEX, LossInputs, SailOutput, sail_losses
+from .loss_sail import IGNORE_INDEX, LossInputs, SailOutput, length_groups, one_group, sail_losses
 from .masks_sail import MASK_GENERATORS, event_masks
 from .trust import check_size, check_weight_files
 
@@ -528,6 +528,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             encoded=outputs.last_hidden_state,
             encode=self.model.video_encoder,
             caption_logits=self.caption_logits,
+            group_rows=one_group if shares_weights(self) else length_groups,
             make_masks=self.model.make_masks,
             counts=counts,
             centers=outputs.event_centers,

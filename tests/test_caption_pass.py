@@ -8,6 +8,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, BloomConfig, CohereConfig, Gemma2Config, GraniteConfig, OPTConfig
 
 from sail_hf import loss_sail
+from sail_hf.generation_sail import shares_weights
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 LLAMA_LIKE = {**SMALL, "num_key_value_heads": 1, "intermediate_size": 24}
@@ -171,11 +172,28 @@ def test_a_pass_reads_nothing_off_the_device(processor, batch):
         frame_mask=frame_mask,
         encoded=features,
         encode=lambda frames, mask: frames[..., :16],
-        caption_logits=lambda encoded, mask, ids, keep: torch.zeros(int(keep.sum()), 300, device="meta"),
+        caption_logits=lambda encoded, mask, ids, keep, regions: torch.zeros(int(keep.sum()), 300, device="meta"),
         make_masks=None,
         counts=counts,
     )
     for num_items in (None, 7):
-        loss = inputs.event_pass(labels, weights, num_items, at_least=2)
+        loss, _ = inputs.event_pass(labels, weights, num_items, at_least=2)
         assert loss.device.type == "meta" and loss.shape == ()
-        assert inputs.caption_pass(features, frame_mask, batch["full_labels"], num_items).device.type == "meta"
+        of_videos = inputs.caption_pass(features, frame_mask, batch["full_labels"], num_items, regions=None)
+        assert of_videos.device.type == "meta"
+
+
+def test_where_processes_hold_shares_of_the_weights_all_make_as_many_passes(processor, batch, monkeypatch):
+    """Pretended: one process says that it is of two, and its model sharded."""
+    model, passes = make_model(processor), []
+    model.decoder.register_forward_pre_hook(lambda *_: passes.append(1))
+    monkeypatch.setattr(loss_sail, "POSITIONS_A_PASS", 0)
+    alone = model(**batch).loss
+    assert len(passes) > 3  # rows of each length go for themselves
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    assert not shares_weights(model)  # as under DDP
+    monkeypatch.setattr("sail_hf.generation_sail.is_fsdp_managed_module", lambda model: True)
+    passes.clear()
+    torch.testing.assert_close(model(**batch).loss, alone)
+    assert len(passes) == 3  # full, positive, negative
