@@ -5,19 +5,22 @@ from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .clip_sail import SailClip, load_clip
-from .clip_towers import build_towers, clip_tokenizer
+from .clip_towers import build_towers, clip_tokenizer, encode_with_patches
 from .configuration_sail import SailConfig
 from .counting_sail import SailEventCounter
-from .generation_sail import SailGenerationMixin, default_generation_config
+from .generation_sail import SailGenerationMixin, default_generation_config, shares_weights
+from .grounding_sail import Regions, SailGroundingHead, looking_at
 from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder
-from .loss_sail import IGNORE_INDEX, LossInputs, SailOutput, sail_losses
+from .loss_sail import IGNORE_INDEX, LossInputs, SailOutput, length_groups, one_group, sail_losses
 from .masks_sail import MASK_GENERATORS, event_masks
 from .trust import check_size, check_weight_files
 
@@ -66,6 +69,14 @@ def _check_frame_mask(frame_mask: Tensor) -> None:
         )
 
 
+def _fuse_gelu(decoder: PreTrainedModel) -> None:
+    """GPT-2's activation as one operation: written out, it keeps five tensors of every layer's widest for its gradient."""
+    for module in list(decoder.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, GELUTanh())
+
+
 def _check_options(kwargs: dict) -> None:
     known = ("output_attentions", "output_hidden_states", "output_mask_attentions")
     if unknown := set(kwargs) - set(known):
@@ -105,7 +116,8 @@ class SailPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, (SailAttention, SailVideoEncoder, SailEventCounter, *MASK_GENERATORS.values())):
+        own = (SailAttention, SailVideoEncoder, SailEventCounter, SailGroundingHead, *MASK_GENERATORS.values())
+        if isinstance(module, own):
             module.initialize(self.config)
         elif type(module).__module__.startswith(("open_clip.", "timm.")) and not isinstance(module, nn.LayerNorm):
             for parameter in module.parameters(recurse=False):
@@ -126,8 +138,8 @@ class SailPreTrainedModel(PreTrainedModel):
 class SailModel(SailPreTrainedModel):
     """Frozen CLIP vision tower (where the configuration has one), video encoder and mask generator."""
 
-    # A folder of `SailForDenseVideoCaptioning` also holds the caption decoder.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
+    # A folder of `SailForDenseVideoCaptioning` also holds the caption decoder and its head.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^grounding_head\."]
     _can_record_outputs = {
         "hidden_states": SailEncoderLayer,
         "attentions": OutputRecorder(SailAttention, index=1, layer_name="video_encoder"),
@@ -170,6 +182,14 @@ class SailModel(SailPreTrainedModel):
         chunks = pixel_values_videos.to(self.dtype).flatten(0, 1).split(_FRAMES_PER_CLIP_PASS)
         features = torch.cat([self.vision_tower(chunk) for chunk in chunks]).unflatten(0, (batch, frames))
         return features if video_attention_mask is None else features * video_attention_mask[:, :, None]
+
+    @torch.no_grad()
+    def get_region_features(self, pixel_values_videos: Tensor) -> tuple[Tensor, Tensor]:
+        """[`get_video_features`] of `(B, T, 3, H, W)`, and those of the frames' patches, `(B, T, N, D)`, in one pass."""
+        batch, frames = pixel_values_videos.shape[:2]
+        chunks = pixel_values_videos.to(self.dtype).flatten(0, 1).split(_FRAMES_PER_CLIP_PASS)
+        parts = zip(*(encode_with_patches(self.vision_tower, chunk) for chunk in chunks), strict=True)
+        return tuple(torch.cat(part).unflatten(0, (batch, frames)) for part in parts)
 
     def get_clip(self) -> SailClip:
         """The frozen CLIP inside this model, with both towers.
@@ -320,6 +340,10 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         self.decoder = AutoModelForCausalLM.from_config(
             config.text_config, dtype=torch.get_default_dtype(), trust_remote_code=False
         )
+        _fuse_gelu(self.decoder)
+        self.grounding_head = None
+        if config.grounding:
+            self.grounding_head = SailGroundingHead(config, self.get_output_embeddings().weight.shape[1])
         check_size(self)
         self.post_init()
         if self.generation_config.max_new_tokens is None:
@@ -367,17 +391,45 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.decoder.set_output_embeddings(value)
 
-    def caption_logits(self, encoded: Tensor, frame_mask: Tensor, labels: Tensor) -> Tensor:
-        """Next-token scores `(rows, L, vocabulary)` of `labels` `(rows, L)` after encoded frames `(rows, T, hidden_size)`."""
+    def caption_logits(
+        self,
+        encoded: Tensor,
+        frame_mask: Tensor,
+        labels: Tensor,
+        keep: Tensor | None = None,
+        regions: Regions | None = None,
+    ) -> Tensor:
+        """Next-token scores `(rows, L, vocabulary)` of `labels` `(rows, L)` after encoded frames `(rows, T, hidden_size)`.
+
+        `keep`: `(rows, L)` bool, the places that are scored, on any device; with it, scores are `(places, vocabulary)`, row by row.
+        `regions`: patches that the rows, or with `keep` the places, also look at, with the grounding head.
+        """
         embeds, attention_mask = self.decoder_inputs(encoded, frame_mask, labels)
         position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        return self.decoder(
-            inputs_embeds=embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            logits_to_keep=labels.shape[1],
-            use_cache=False,
-        ).logits
+        with looking_at(self.decoder, self.grounding_head, regions):
+            return self.decoder(
+                inputs_embeds=embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                logits_to_keep=labels.shape[1] if keep is None else pad(keep, (encoded.shape[1], 0)),
+                use_cache=False,
+            ).logits
+
+    def project_regions(self, region_features: Tensor | None, video_features: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Keys and values `(B, T, N, D)` of the patches of the videos whose features are `(B, T, D)`; `None` without patches.
+
+        Raises:
+            ValueError: the model has no grounding head, or another shape.
+        """
+        if region_features is None:
+            return None
+        if self.grounding_head is None:
+            raise ValueError(
+                "`region_features` are for a model with a grounding head, and this one has none (config.grounding is False). "
+                "Leave them out, or load the model with from_pretrained(..., grounding=True) and train it."
+            )
+        _check_shape("region_features", region_features, (*video_features.shape[:2], None, video_features.shape[2]))
+        return self.grounding_head.project(region_features)
 
     def decoder_inputs(self, encoded: Tensor, frame_mask: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """[encoded frames][text embeddings] and their attention mask; ids of -100 are padding."""
@@ -398,6 +450,8 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         caption_features: Tensor | None = None,
         transition_features: Tensor | None = None,
         frame_caption_features: Tensor | None = None,
+        region_features: Tensor | None = None,
+        grounding_targets: Tensor | None = None,
         num_items_in_batch: dict[str, Tensor] | None = None,
         durations: Tensor | None = None,
         **kwargs,
@@ -414,12 +468,15 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             caption_features: `(B, N, D)` CLIP text features -> `loss_similarity` (Eq. 2).
             transition_features: `(B, N-1, D)` CLIP text features of the synthetic sentences -> `loss_augmentation` (Eq. 3).
             frame_caption_features: `(B, T, D)` CLIP text features of a caption of each frame -> `loss_attraction` (SBS).
+            region_features: `(B, T, N, D)` features of N patches of each frame, which the grounding head looks at; and
+                grounding_targets: `(sum N_s, L, T, N)` in [0, 1], for each event's row of `event_labels` and each position that
+                predicts a word's token, where the word is to be seen ([`box_coverage`]); 0: no target -> `loss_grounding`.
             num_items_in_batch: denominators of the losses ([`count_items`]) where one optimiser step spans several batches or
                 processes; see [`SailTrainer`]. Defaults to this batch's own.
             durations, kwargs: as in [`SailModel.forward`].
 
         Raises:
-            ValueError: shapes that do not fit together.
+            ValueError: shapes that do not fit together, or patches without a grounding head.
         """
         size = self.config.feature_size
         of_events = {
@@ -442,6 +499,10 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
                 if events
                 else f"`num_events` must hold a positive number for each video, found {counts}."
             )
+        # On the host before anything runs, so that no pass waits for the device.
+        full_labels, event_labels, complement_labels = (
+            None if labels is None else labels.cpu() for labels in (full_labels, event_labels, complement_labels)
+        )
         outputs = self.model(video_features, pixel_values_videos, video_attention_mask, num_events, events, **kwargs)
         features, frame_mask = outputs.video_features, video_attention_mask
         if frame_mask is None:
@@ -454,6 +515,12 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
                 _check_shape(name, value, (batch, events, last))
             _check_shape("transition_features", transition_features, (batch, events - 1, size))
             _check_shape("frame_caption_features", frame_caption_features, features.shape)
+        regions = self.project_regions(region_features, features)
+        if grounding_targets is not None:
+            if region_features is None or event_labels is None:
+                raise ValueError("`grounding_targets` needs `region_features` and `event_labels` beside it.")
+            targets_shape = (sum(counts), event_labels.shape[2], *region_features.shape[1:3])
+            _check_shape("grounding_targets", grounding_targets, targets_shape)
         inputs = LossInputs(
             config=self.config,
             features=features,
@@ -461,6 +528,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             encoded=outputs.last_hidden_state,
             encode=self.model.video_encoder,
             caption_logits=self.caption_logits,
+            group_rows=one_group if shares_weights(self) else length_groups,
             make_masks=self.model.make_masks,
             counts=counts,
             centers=outputs.event_centers,
@@ -472,6 +540,8 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             caption_features=caption_features,
             transition_features=transition_features,
             frame_caption_features=frame_caption_features,
+            regions=regions,
+            grounding_targets=grounding_targets,
         )
         losses = sail_losses(inputs, num_items_in_batch)
         return SailOutput(
