@@ -143,7 +143,7 @@ def model_card(
         num_parameters=num_parameters,
         chunk_length=f"{config.chunk_length_s or SECONDS_A_FRAME * config.num_frames:g}",
         sentences_file=SENTENCES_FILE,
-        losses={loss.name: weight for loss in LOSSES if (weight := getattr(config, loss.weight))},
+        losses={loss.name: weight for loss in LOSSES if (weight := loss.weight_in(config))},
         scores=scores,
         measured=measured,
         controls={

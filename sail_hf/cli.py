@@ -74,6 +74,8 @@ def _add_caption(parser: argparse.ArgumentParser) -> None:
         choices=("masks", "cohesion", "alignment"),
         help="how events are localised (default: as the model says)",
     )
+    text = "where the words are seen, too: in json, and in html under the pointer (of a model with a grounding head)"
+    add("--grounding", action="store_true", help=text)
     text = "with alignment: frames looked at for finer times (default: those that are captioned)"
     add("--frames-per-second", type=_positive_float, metavar="N", help=text)
     text = "also print the captions of the model's bank that each event leaned on, with their CLIP cosines"

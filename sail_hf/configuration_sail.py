@@ -155,6 +155,13 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
         Widths in [0, 1] that such a mask may have; the one that fits the caption best is taken.
     transition_hard_negatives (`bool`, defaults to `False`):
         Whether synthetic captions are hard negatives in Eq. 2 (`Synth + HN` of Table 6).
+    grounding (`bool`, defaults to `False`):
+        Whether the decoder has a head that looks at patches of the frames for each word (`grounding_sail.py`), given
+        `region_features`. A model that was trained without goes on unchanged: the head's last layer starts at zero.
+    grounding_loss_weight (`float`, defaults to 0.1):
+        Of the loss that draws the head's attention to where words' boxes are (CVG, Eq. 9); 0 without `grounding`.
+    grounding_target (`str`, defaults to `"spread"`):
+        What attention is drawn to: `"sum"`, any of it in the box (CVG, Eq. 5), or `"spread"`, all over the box.
     context_size (`int`, defaults to 0):
         Clusters of adjacent frames for which a bank of captions is asked (CACMI's c; `context_sail.py`). 0: no context.
     context_k (`int`, defaults to 40):
@@ -214,6 +221,9 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     diversity_loss_weight: float | int = 0.0
     alignment_loss_weight: float | int = 0.0
     transition_hard_negatives: bool = False
+    grounding: bool = False
+    grounding_loss_weight: float | int = 0.1
+    grounding_target: Literal["spread", "sum"] = "spread"
     context_size: int = 0
     context_k: int = 40
     context_sentences: int = 0

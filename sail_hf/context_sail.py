@@ -22,6 +22,8 @@ from .configuration_sail import SailConfig
 logger = logging.getLogger(__name__)
 # Beside the weights: the bank's sentences, in its order, and the videos that they are of.
 SENTENCES_FILE = "context_sentences.parquet"
+# Of `from_pretrained`, what also says where a further file of the model is.
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Bytes of a video's id that are told apart.
 ID_BYTES = 64
 # Of the cosines of frames and texts, before the softmax: CLIP's own first value.
@@ -251,3 +253,27 @@ def _pyarrow() -> Any:
     except ImportError as error:
         raise ImportError(f"A bank's sentences lie in a Parquet file: pip install pyarrow ({error}).") from error
     return pyarrow
+
+
+class KeepsSentences:
+    """Makes a model save and load the sentences of its bank, where it has one."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        context = model.base_model.context
+        if context is not None and len(context.features) and pretrained_model_name_or_path is not None:
+            options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+            context.load_sentences(pretrained_model_name_or_path, **options)
+        return loaded
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """As in transformers, with the sentences of a bank of captions."""
+        context = self.base_model.context
+        if context is None or not len(context.features):
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        super().save_pretrained(save_directory, **kwargs)
+        context.save_sentences(save_directory)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)

@@ -18,8 +18,12 @@ from transformers.utils import ModelOutput
 
 from .alignment_sail import align_ordered
 from .configuration_sail import SailConfig
+from .grounding_sail import Regions, frame_log_weights, grounding_loss
 
 IGNORE_INDEX = -100
+# What one more pass through the decoder costs, whatever its rows, in positions of a row: weights are read and their gradients
+# added once more.
+POSITIONS_A_PASS = 128
 
 
 def _mean(per_item: Tensor, counted: Tensor, num_items: Tensor | int | None) -> Tensor:
@@ -27,18 +31,36 @@ def _mean(per_item: Tensor, counted: Tensor, num_items: Tensor | int | None) -> 
     return (per_item * counted).sum() / (counted.sum().clamp(min=1) if num_items is None else num_items)
 
 
-def caption_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy of the next token, mean over target tokens.
+def caption_loss(logits: Tensor, targets: Tensor, num_items: Tensor | int | None = None) -> Tensor:
+    """Cross-entropy of target tokens, their mean: `logits` `(targets, vocabulary)`, `targets` `(targets,)` token ids."""
+    total = F.cross_entropy(logits.float(), targets, reduction="sum")
+    return total / (max(len(targets), 1) if num_items is None else num_items)
 
-    Args:
-        logits: `(rows, L, vocabulary)`, scores of the token that follows each position.
-        labels: `(rows, L)`, -100 = no target. The first token of a row is context only.
+
+def length_groups(lengths: Tensor) -> list[Tensor]:
+    """Rows in groups of like length, shortest first: each is padded to its longest, so that together they cost the least.
+
+    `lengths`: `(rows,)` on the host. A group costs its padded positions and [`POSITIONS_A_PASS`]; found by dynamic programming
+    over the distinct lengths.
     """
-    targets = labels[:, 1:]
-    # Target positions alone become float32: a batch's padding can be most of it. Found once, as the host waits for it.
-    row, place = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
-    total = F.cross_entropy(logits[row, place].float(), targets[row, place], reduction="sum")
-    return total / (max(len(row), 1) if num_items is None else num_items)
+    distinct, counts = lengths.unique(return_counts=True)
+    longest, ends = distinct.tolist(), [0, *counts.cumsum(0).tolist()]
+    # Of the rows up to each distinct length: least cost, and where its last group begins.
+    best, begins = [0], [0]
+    for last, length in enumerate(longest):
+        costs = [best[first] + (ends[last + 1] - ends[first]) * length for first in range(last + 1)]
+        begins.append(costs.index(min(costs)))
+        best.append(min(costs) + POSITIONS_A_PASS)
+    sizes, end = [], len(longest)
+    while end:
+        sizes.append(ends[end] - ends[begins[end]])
+        end = begins[end]
+    return list(lengths.argsort(stable=True).split(sizes[::-1]))
+
+
+def one_group(lengths: Tensor) -> list[Tensor]:
+    """As [`length_groups`], in one: where processes hold shares of the weights, all must make as many passes."""
+    return [lengths.argsort(stable=True)]
 
 
 def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
@@ -224,13 +246,16 @@ class LossInputs:
         features: `(B, T, D)` raw frame features, 0 on padding; `frame_mask`: `(B, T)`.
         encoded: `(B, T, hidden_size)`, the video encoder's output for `features`.
         encode: the video encoder, `(features, frame_mask) -> encoded`.
-        caption_logits: `(encoded, frame_mask, labels) -> logits`, see [`SailForDenseVideoCaptioning.caption_logits`].
+        caption_logits: `(encoded, frame_mask, ids, keep, regions) -> logits`, see [`SailForDenseVideoCaptioning.caption_logits`].
         counts: number of events of each video, on the host, so that nothing waits for the device.
         centers, widths: `(B, N)`; `masks`: `(B, N, T)`.
         make_masks: `(centers, widths, frame_mask) -> masks`.
         add_context: `(frames, weights, video) -> frames`, what captions add to frames that are weighted, of videos by index.
-        full_labels: `(B, L)`; `event_labels`, `complement_labels`: `(B, N, L)`.
+        full_labels: `(B, L)`; `event_labels`, `complement_labels`: `(B, N, L)`; on the host, where rows are sorted by length.
         caption_features: `(B, N, D)`; `transition_features`: `(B, N-1, D)`; `frame_caption_features`: `(B, T, D)`.
+        group_rows: [`length_groups`] or [`one_group`].
+        regions: keys and values `(B, T, N, D)` of the frames' patches; `grounding_targets`: `(sum N_s, L, T, N)`.
+        positive_regions: what the positive pass looked at, once it is made.
     """
 
     config: SailConfig
@@ -238,7 +263,7 @@ class LossInputs:
     frame_mask: Tensor
     encoded: Tensor
     encode: Callable[[Tensor, Tensor], Tensor]
-    caption_logits: Callable[[Tensor, Tensor, Tensor], Tensor]
+    caption_logits: Callable[[Tensor, Tensor, Tensor, Tensor, Regions | None], Tensor]
     make_masks: Callable[[Tensor, Tensor, Tensor], Tensor]
     add_context: Callable[[Tensor, Tensor, Tensor], Tensor]
     counts: list[int] | None = None
@@ -251,6 +276,10 @@ class LossInputs:
     caption_features: Tensor | None = None
     transition_features: Tensor | None = None
     frame_caption_features: Tensor | None = None
+    regions: tuple[Tensor, Tensor] | None = None
+    group_rows: Callable[[Tensor], list[Tensor]] = length_groups
+    grounding_targets: Tensor | None = None
+    positive_regions: Regions | None = None
 
     @cached_property
     def valid(self) -> Tensor:
@@ -325,39 +354,91 @@ class LossInputs:
             found["attracted_gaps"] = (is_open & (similarities >= self.config.attraction_theta)).sum() / num_gaps
         return found
 
-    def event_pass(self, labels: Tensor, weights: Tensor, num_items: Tensor | None, at_least: int) -> Tensor | None:
-        """[`caption_loss`] of the events' labels after frames weighted by `weights` `(B, N, T)`, a row an event.
+    def rows_looking_at(self, videos: list[int], weights: Tensor) -> Regions | None:
+        """The patches of `videos`, one for each row of the pass, whose frames weigh `weights` `(rows, T)`."""
+        if self.regions is None:
+            return None
+        return Regions(*self.regions, videos, frame_log_weights(weights, self.frame_mask[videos]))
+
+    def caption_pass(
+        self,
+        encoded: Tensor,
+        frame_mask: Tensor,
+        labels: Tensor,
+        num_items: Tensor | int | None,
+        regions: Regions | None,
+    ) -> Tensor:
+        """[`caption_loss`] of the tokens that follow each other in `labels` `(rows, L)` after encoded frames `(rows, T, hidden_size)`.
+
+        -100 = no target. The first token of a row is context only. Rows of like length go together through the decoder, and
+        nothing but targets is scored. `regions`: patches that the rows look at; what they looked at is then in its `looked`.
+        """
+        has_id = labels != IGNORE_INDEX
+        items = max(int(has_id[:, 1:].sum()), 1) if num_items is None else num_items
+        lengths = (has_id * torch.arange(1, labels.shape[1] + 1)).amax(1).clamp(min=1)
+        parts = []
+        for rows in self.group_rows(lengths):
+            ids = labels[rows, : int(lengths[rows[-1]])]
+            is_target = ids[:, 1:] != IGNORE_INDEX
+            targets = ids[:, 1:][is_target].to(encoded.device)
+            kept, place = is_target.nonzero(as_tuple=True)
+            kept = rows[kept]
+            places = regions and regions.of(kept)
+            ids, rows = ids[:, :-1].to(encoded.device), rows.to(encoded.device)
+            logits = self.caption_logits(encoded[rows], frame_mask[rows], ids, is_target, places)
+            parts.append(caption_loss(logits, targets, items))
+            if places:
+                regions.looked.append((kept, place, places.log_attention[:, 0]))
+        return torch.stack(parts).sum()
+
+    def event_pass(
+        self, labels: Tensor, weights: Tensor, num_items: Tensor | None, at_least: int
+    ) -> tuple[Tensor | None, Regions | None]:
+        """[`LossInputs.caption_pass`] of the events' labels after frames weighted by `weights` `(B, N, T)`, a row an event, and the
+        patches that they looked at.
 
         Events of videos with fewer than `at_least` events have no row.
         """
         pairs = [(b, n) for b, count in enumerate(self.counts) if count >= at_least for n in range(count)]
         if not pairs:
-            return None
-        video, event = torch.tensor(pairs, device=self.features.device).unbind(1)
+            return None, None
+        pairs = torch.tensor(pairs)
+        labels = labels[pairs[:, 0], pairs[:, 1]]
+        video, event = pairs.to(self.features.device).unbind(1)
         frame_mask = self.frame_mask[video]
         frames = self.features[video] * weights[video, event][:, :, None].to(self.features.dtype)
         frames = self.add_context(frames, weights[video, event], video)
-        labels = labels[video, event]
-        return caption_loss(
-            self.caption_logits(self.encode(frames, frame_mask), frame_mask, labels), labels, num_items
-        )
+        regions = self.rows_looking_at(pairs[:, 0].tolist(), weights[video, event])
+        return self.caption_pass(self.encode(frames, frame_mask), frame_mask, labels, num_items, regions), regions
 
 
 def _full(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
     if inputs.full_labels is None:
         return None
-    logits = inputs.caption_logits(inputs.encoded, inputs.frame_mask, inputs.full_labels)
-    return caption_loss(logits, inputs.full_labels, num_items)
+    regions = inputs.rows_looking_at(list(range(len(inputs.features))), inputs.frame_mask)
+    return inputs.caption_pass(inputs.encoded, inputs.frame_mask, inputs.full_labels, num_items, regions)
 
 
 def _positive(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
-    labels = inputs.event_labels
-    return None if labels is None else inputs.event_pass(labels, inputs.masks, num_items, at_least=1)
+    if inputs.event_labels is None:
+        return None
+    loss, inputs.positive_regions = inputs.event_pass(inputs.event_labels, inputs.masks, num_items, at_least=1)
+    return loss
 
 
 def _negative(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
     labels = inputs.complement_labels
-    return None if labels is None else inputs.event_pass(labels, 1 - inputs.masks, num_items, at_least=2)
+    return None if labels is None else inputs.event_pass(labels, 1 - inputs.masks, num_items, at_least=2)[0]
+
+
+def _grounding(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
+    if inputs.grounding_targets is None:
+        return None
+    if inputs.positive_regions is None:  # the positive pass has no weight of its own
+        _positive(inputs, None)
+    rows, places, log_attention = map(torch.cat, zip(*inputs.positive_regions.looked, strict=True))
+    targets = inputs.grounding_targets[rows, places]
+    return grounding_loss(log_attention, targets, inputs.config.grounding_target, num_items)
 
 
 def _similarity(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
@@ -400,6 +481,7 @@ class Loss(NamedTuple):
         average: what it is a mean over, a name of [`count_items`].
         columns: columns of a data set that it needs, besides captions and features of the video.
         compute: `(inputs, num_items) -> loss`, `None` where the batch has nothing for it.
+        part: field of [`SailConfig`] without which there is no such loss, whatever its weight.
     """
 
     name: str
@@ -407,12 +489,19 @@ class Loss(NamedTuple):
     average: str
     columns: tuple[str, ...]
     compute: Callable[[LossInputs, Tensor | None], Tensor | None]
+    part: str | None = None
+
+    def weight_in(self, config: SailConfig) -> float:
+        """Its weight in a configuration."""
+        return getattr(config, self.weight) if self.part is None or getattr(config, self.part) else 0.0
 
 
+_GROUNDING_COLUMNS = ("region_features", "groundings")
 LOSSES = (
     Loss("full", "full_loss_weight", "full_tokens", (), _full),
     Loss("positive", "positive_loss_weight", "positive_tokens", (), _positive),
     Loss("negative", "negative_loss_weight", "negative_tokens", (), _negative),
+    Loss("grounding", "grounding_loss_weight", "grounded_tokens", _GROUNDING_COLUMNS, _grounding, "grounding"),
     Loss("similarity", "similarity_loss_weight", "multi_event_videos", ("caption_features",), _similarity),
     Loss("augmentation", "augmentation_loss_weight", "multi_event_videos", ("transition_features",), _augmentation),
     Loss("attraction", "attraction_loss_weight", "multi_event_videos", ("frame_caption_features",), _attraction),
@@ -429,7 +518,7 @@ class SailOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): weighted sum of the parts that the batch allows (Eq. 4).
-        loss_full, loss_positive, loss_negative, loss_similarity, loss_augmentation, loss_attraction, loss_diversity,
+        loss_full, loss_positive, loss_negative, loss_grounding, loss_similarity, loss_augmentation, loss_attraction, loss_diversity,
             loss_alignment (`torch.FloatTensor` of shape `()`, *optional*): the parts, unweighted; `None` where the batch has no item.
         active_hinges (`torch.FloatTensor` of shape `()`, *optional*):
             Share of Eq. 2's hinges above 0. Near 1 all along, the margin is out of reach and masks tend to collapse.
@@ -443,6 +532,7 @@ class SailOutput(ModelOutput):
     loss_full: Tensor | None = None
     loss_positive: Tensor | None = None
     loss_negative: Tensor | None = None
+    loss_grounding: Tensor | None = None
     loss_similarity: Tensor | None = None
     loss_augmentation: Tensor | None = None
     loss_attraction: Tensor | None = None
@@ -463,7 +553,7 @@ def sail_losses(inputs: LossInputs, num_items: dict[str, Tensor] | None = None) 
     """Every loss of [`LOSSES`] that has a weight and that the batch allows, unweighted, by name; and their sum, `"total"`."""
     parts, terms = {}, []
     for loss in LOSSES:
-        weight = getattr(inputs.config, loss.weight)
+        weight = loss.weight_in(inputs.config)
         if loss.name == "full" and inputs.masks is not None:  # not alone, as in the first stage
             weight = inputs.config.joint_full_loss_weight
         value = loss.compute(inputs, (num_items or {}).get(loss.average)) if weight else None
@@ -477,7 +567,7 @@ def sail_losses(inputs: LossInputs, num_items: dict[str, Tensor] | None = None) 
 
 def required_columns(config: SailConfig) -> dict[str, str]:
     """Columns of a data set that the losses of a configuration need, each with the field of the configuration that says so."""
-    needed = {column: loss.weight for loss in LOSSES if getattr(config, loss.weight) for column in loss.columns}
+    needed = {column: loss.weight for loss in LOSSES if loss.weight_in(config) for column in loss.columns}
     if config.transition_hard_negatives and config.similarity_loss_weight:
         needed.setdefault("transition_features", "transition_hard_negatives")
     return needed
@@ -492,4 +582,6 @@ def count_items(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     if "num_events" in batch:
         counts["events"] = batch["num_events"].sum()
         counts["multi_event_videos"] = (batch["num_events"] > 1).sum()
+    if "grounding_targets" in batch:
+        counts["grounded_tokens"] = (batch["grounding_targets"].flatten(2).amax(-1) > 0).sum()
     return counts

@@ -2,32 +2,32 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .clip_sail import SailClip, load_clip
-from .clip_towers import build_towers, clip_tokenizer
+from .clip_towers import build_towers, clip_tokenizer, encode_with_patches
 from .configuration_sail import SailConfig
-from .context_sail import Context, SailContext
+from .context_sail import Context, KeepsSentences, SailContext
 from .counting_sail import SailEventCounter
-from .generation_sail import SailGenerationMixin, default_generation_config
+from .generation_sail import SailGenerationMixin, default_generation_config, shares_weights
+from .grounding_sail import Regions, SailGroundingHead, looking_at
 from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder
-from .loss_sail import IGNORE_INDEX, LossInputs, SailOutput, sail_losses
+from .loss_sail import IGNORE_INDEX, LossInputs, SailOutput, length_groups, one_group, sail_losses
 from .masks_sail import MASK_GENERATORS, event_masks
 from .trust import check_size, check_weight_files
 
 # Frames that pass through the CLIP vision tower at a time, whatever the batch: bounds the memory.
 _FRAMES_PER_CLIP_PASS = 64
-# Of `from_pretrained`, what also says where a further file of the model is.
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass
@@ -73,6 +73,14 @@ def _check_frame_mask(frame_mask: Tensor) -> None:
         )
 
 
+def _fuse_gelu(decoder: PreTrainedModel) -> None:
+    """GPT-2's activation as one operation: written out, it keeps five tensors of every layer's widest for its gradient."""
+    for module in list(decoder.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, GELUTanh())
+
+
 def _check_options(kwargs: dict) -> None:
     known = ("output_attentions", "output_hidden_states", "output_mask_attentions")
     if unknown := set(kwargs) - set(known):
@@ -81,7 +89,7 @@ def _check_options(kwargs: dict) -> None:
         )
 
 
-class SailPreTrainedModel(PreTrainedModel):
+class SailPreTrainedModel(KeepsSentences, PreTrainedModel):
     config: SailConfig
     base_model_prefix = "model"
     main_input_name = "video_features"
@@ -100,26 +108,10 @@ class SailPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is not None:
             check_weight_files(pretrained_model_name_or_path)
         try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except UnpicklingError as error:
             name = pretrained_model_name_or_path
             raise ValueError(f"{name} was not loaded: its weights are damaged, or more than tensors.") from error
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        context = model.base_model.context
-        if context is not None and len(context.features) and pretrained_model_name_or_path is not None:
-            options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
-            context.load_sentences(pretrained_model_name_or_path, **options)
-        return loaded
-
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """As in transformers, with the sentences of a bank of captions."""
-        context = self.base_model.context
-        if context is None or not len(context.features):
-            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        super().save_pretrained(save_directory, **kwargs)
-        context.save_sentences(save_directory)
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # transformers passes over modules of others without parameters of their own, such as attention and `progress`.
@@ -128,8 +120,15 @@ class SailPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        of_ours = (SailAttention, SailVideoEncoder, SailEventCounter, SailContext, *MASK_GENERATORS.values())
-        if isinstance(module, of_ours):
+        own = (
+            SailAttention,
+            SailVideoEncoder,
+            SailEventCounter,
+            SailGroundingHead,
+            SailContext,
+            *MASK_GENERATORS.values(),
+        )
+        if isinstance(module, own):
             module.initialize(self.config)
         elif type(module).__module__.startswith(("open_clip.", "timm.")) and not isinstance(module, nn.LayerNorm):
             for parameter in module.parameters(recurse=False):
@@ -150,8 +149,8 @@ class SailPreTrainedModel(PreTrainedModel):
 class SailModel(SailPreTrainedModel):
     """Frozen CLIP vision tower (where the configuration has one), video encoder and mask generator."""
 
-    # A folder of `SailForDenseVideoCaptioning` also holds the caption decoder.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
+    # A folder of `SailForDenseVideoCaptioning` also holds the caption decoder and its head.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^grounding_head\."]
     _can_record_outputs = {
         "hidden_states": SailEncoderLayer,
         "attentions": OutputRecorder(SailAttention, index=1, layer_name="video_encoder"),
@@ -195,6 +194,14 @@ class SailModel(SailPreTrainedModel):
         chunks = pixel_values_videos.to(self.dtype).flatten(0, 1).split(_FRAMES_PER_CLIP_PASS)
         features = torch.cat([self.vision_tower(chunk) for chunk in chunks]).unflatten(0, (batch, frames))
         return features if video_attention_mask is None else features * video_attention_mask[:, :, None]
+
+    @torch.no_grad()
+    def get_region_features(self, pixel_values_videos: Tensor) -> tuple[Tensor, Tensor]:
+        """[`get_video_features`] of `(B, T, 3, H, W)`, and those of the frames' patches, `(B, T, N, D)`, in one pass."""
+        batch, frames = pixel_values_videos.shape[:2]
+        chunks = pixel_values_videos.to(self.dtype).flatten(0, 1).split(_FRAMES_PER_CLIP_PASS)
+        parts = zip(*(encode_with_patches(self.vision_tower, chunk) for chunk in chunks), strict=True)
+        return tuple(torch.cat(part).unflatten(0, (batch, frames)) for part in parts)
 
     def get_clip(self) -> SailClip:
         """The frozen CLIP inside this model, with both towers.
@@ -287,6 +294,14 @@ class SailModel(SailPreTrainedModel):
         """`frames` `(rows, T, D)` of videos by index, times `weights` `(rows, T)`, with what captions add, if anything."""
         return frames if context is None else self.context(frames, weights, context.of(video))
 
+    def with_context(
+        self, features: Tensor, frame_mask: Tensor, weights: Tensor | None = None, video: Tensor | slice = slice(None)
+    ) -> Tensor:
+        """[`SailModel.add_context`] to raw `features` `(B, T, D)` of those videos times `weights`, by default whole."""
+        weights = frame_mask if weights is None else weights
+        frames = features[video] * weights[:, :, None].to(features.dtype)
+        return self.add_context(self.recall(features, frame_mask), frames, weights, video)
+
     def localize(
         self, video_features: Tensor, frame_mask: Tensor, num_events: Tensor, max_events: int | None = None, **kwargs
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -358,6 +373,10 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         self.decoder = AutoModelForCausalLM.from_config(
             config.text_config, dtype=torch.get_default_dtype(), trust_remote_code=False
         )
+        _fuse_gelu(self.decoder)
+        self.grounding_head = None
+        if config.grounding:
+            self.grounding_head = SailGroundingHead(config, self.get_output_embeddings().weight.shape[1])
         check_size(self)
         self.post_init()
         if self.generation_config.max_new_tokens is None:
@@ -405,17 +424,45 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.decoder.set_output_embeddings(value)
 
-    def caption_logits(self, encoded: Tensor, frame_mask: Tensor, labels: Tensor) -> Tensor:
-        """Next-token scores `(rows, L, vocabulary)` of `labels` `(rows, L)` after encoded frames `(rows, T, hidden_size)`."""
+    def caption_logits(
+        self,
+        encoded: Tensor,
+        frame_mask: Tensor,
+        labels: Tensor,
+        keep: Tensor | None = None,
+        regions: Regions | None = None,
+    ) -> Tensor:
+        """Next-token scores `(rows, L, vocabulary)` of `labels` `(rows, L)` after encoded frames `(rows, T, hidden_size)`.
+
+        `keep`: `(rows, L)` bool, the places that are scored, on any device; with it, scores are `(places, vocabulary)`, row by row.
+        `regions`: patches that the rows, or with `keep` the places, also look at, with the grounding head.
+        """
         embeds, attention_mask = self.decoder_inputs(encoded, frame_mask, labels)
         position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        return self.decoder(
-            inputs_embeds=embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            logits_to_keep=labels.shape[1],
-            use_cache=False,
-        ).logits
+        with looking_at(self.decoder, self.grounding_head, regions):
+            return self.decoder(
+                inputs_embeds=embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                logits_to_keep=labels.shape[1] if keep is None else pad(keep, (encoded.shape[1], 0)),
+                use_cache=False,
+            ).logits
+
+    def project_regions(self, region_features: Tensor | None, video_features: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Keys and values `(B, T, N, D)` of the patches of the videos whose features are `(B, T, D)`; `None` without patches.
+
+        Raises:
+            ValueError: the model has no grounding head, or another shape.
+        """
+        if region_features is None:
+            return None
+        if self.grounding_head is None:
+            raise ValueError(
+                "`region_features` are for a model with a grounding head, and this one has none (config.grounding is False). "
+                "Leave them out, or load the model with from_pretrained(..., grounding=True) and train it."
+            )
+        _check_shape("region_features", region_features, (*video_features.shape[:2], None, video_features.shape[2]))
+        return self.grounding_head.project(region_features)
 
     def decoder_inputs(self, encoded: Tensor, frame_mask: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """[encoded frames][text embeddings] and their attention mask; ids of -100 are padding."""
@@ -436,6 +483,8 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         caption_features: Tensor | None = None,
         transition_features: Tensor | None = None,
         frame_caption_features: Tensor | None = None,
+        region_features: Tensor | None = None,
+        grounding_targets: Tensor | None = None,
         num_items_in_batch: dict[str, Tensor] | None = None,
         durations: Tensor | None = None,
         video_ids: Tensor | None = None,
@@ -453,12 +502,15 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             caption_features: `(B, N, D)` CLIP text features -> `loss_similarity` (Eq. 2).
             transition_features: `(B, N-1, D)` CLIP text features of the synthetic sentences -> `loss_augmentation` (Eq. 3).
             frame_caption_features: `(B, T, D)` CLIP text features of a caption of each frame -> `loss_attraction` (SBS).
+            region_features: `(B, T, N, D)` features of N patches of each frame, which the grounding head looks at; and
+                grounding_targets: `(sum N_s, L, T, N)` in [0, 1], for each event's row of `event_labels` and each position that
+                predicts a word's token, where the word is to be seen ([`box_coverage`]); 0: no target -> `loss_grounding`.
             num_items_in_batch: denominators of the losses ([`count_items`]) where one optimiser step spans several batches or
                 processes; see [`SailTrainer`]. Defaults to this batch's own.
             durations, video_ids, kwargs: as in [`SailModel.forward`].
 
         Raises:
-            ValueError: shapes that do not fit together.
+            ValueError: shapes that do not fit together, or patches without a grounding head.
         """
         size = self.config.feature_size
         of_events = {
@@ -481,15 +533,12 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
                 if events
                 else f"`num_events` must hold a positive number for each video, found {counts}."
             )
-        outputs = self.model(
-            video_features,
-            pixel_values_videos,
-            video_attention_mask,
-            num_events,
-            events,
-            video_ids=video_ids,
-            **kwargs,
+        # On the host before anything runs, so that no pass waits for the device.
+        full_labels, event_labels, complement_labels = (
+            None if labels is None else labels.cpu() for labels in (full_labels, event_labels, complement_labels)
         )
+        given = (video_features, pixel_values_videos, video_attention_mask, num_events, events)
+        outputs = self.model(*given, video_ids=video_ids, **kwargs)
         features, frame_mask = outputs.video_features, video_attention_mask
         if frame_mask is None:
             frame_mask = features.new_ones(features.shape[:2], dtype=torch.long)
@@ -501,6 +550,12 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
                 _check_shape(name, value, (batch, events, last))
             _check_shape("transition_features", transition_features, (batch, events - 1, size))
             _check_shape("frame_caption_features", frame_caption_features, features.shape)
+        regions = self.project_regions(region_features, features)
+        if grounding_targets is not None:
+            if region_features is None or event_labels is None:
+                raise ValueError("`grounding_targets` needs `region_features` and `event_labels` beside it.")
+            targets_shape = (sum(counts), event_labels.shape[2], *region_features.shape[1:3])
+            _check_shape("grounding_targets", grounding_targets, targets_shape)
         inputs = LossInputs(
             config=self.config,
             features=features,
@@ -508,6 +563,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             encoded=outputs.last_hidden_state,
             encode=self.model.video_encoder,
             caption_logits=self.caption_logits,
+            group_rows=one_group if shares_weights(self) else length_groups,
             make_masks=self.model.make_masks,
             add_context=partial(self.model.add_context, outputs.context),
             counts=counts,
@@ -520,6 +576,8 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             caption_features=caption_features,
             transition_features=transition_features,
             frame_caption_features=frame_caption_features,
+            regions=regions,
+            grounding_targets=grounding_targets,
         )
         losses = sail_losses(inputs, num_items_in_batch)
         return SailOutput(

@@ -1,5 +1,6 @@
 """Processor of SAIL: frames for CLIP, prompts and labels for the decoder, and events in seconds out of the model's output."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,6 +111,25 @@ class SailProcessor(SavedWithCode, ProcessorMixin):
             "complement_labels": [row[:max_length] for row in complements],
         }
 
+    def word_positions(self, caption: str) -> list[list[int]]:
+        """For each word of `caption.split()`, the positions in its row of `event_labels` that predict its tokens.
+
+        Raises:
+            ValueError: the tokenizer cannot tell where its tokens lie in a text.
+        """
+        if not self.tokenizer.is_fast:
+            raise ValueError(
+                f"Which tokens are of which word only fast tokenizers tell, and {type(self.tokenizer).__name__} is none."
+            )
+        text, first = format_sentence(caption, self.sentence_form), len(self._ids("<MASK>") + self._ids("1 events: "))
+        options = {"split_special_tokens": True, "return_offsets_mapping": True}
+        spans = self.tokenizer(text, add_special_tokens=False, **options)["offset_mapping"]
+        words = [match.span() for match in re.finditer(r"\S+", text)]
+        return [
+            [first + i - 1 for i, (start, end) in enumerate(spans) if start < stop and begin < end]
+            for begin, stop in words
+        ]
+
     def __call__(
         self,
         videos: Any = None,
@@ -156,18 +176,21 @@ class SailProcessor(SavedWithCode, ProcessorMixin):
         outputs: SailGenerateOutput,
         durations: Sequence[float] | torch.Tensor,
         starts: Sequence[float] | torch.Tensor | None = None,
+        words: Sequence[list[dict[str, Any]]] | None = None,
     ) -> list[list[dict[str, Any]]]:
         """Events of each video from [`SailForDenseVideoCaptioning.generate`].
 
         Args:
             durations: `(B,)` seconds that the frames span.
             starts: `(B,)` seconds at which they begin. Defaults to 0.
+            words: where the words of each row of `outputs.sequences` are seen ([`seen_words`]), for the events' `"words"`.
 
         Returns:
             For each video a list of `{"start": s, "end": s, "text": str, "score": float}` sorted by start, in seconds.
         """
         texts = self.tokenizer.batch_decode(outputs.sequences, skip_special_tokens=True)
-        rows = iter(zip(texts, outputs.scores.tolist(), strict=True))
+        told = [{} for _ in texts] if words is None else [{"words": of_event} for of_event in words]
+        rows = iter(zip(texts, outputs.scores.tolist(), told, strict=True))
         starts = [0.0] * len(durations) if starts is None else starts
         videos = []
         for index, count in enumerate(outputs.num_events.tolist()):
@@ -176,8 +199,8 @@ class SailProcessor(SavedWithCode, ProcessorMixin):
             bounds = np.stack([center - width / 2, center + width / 2], axis=1).clip(0, 1)
             seconds = float(starts[index]) + bounds * float(durations[index])
             events = []
-            for (start, end), (text, score) in zip(seconds.tolist(), rows, strict=False):
-                events.append({"start": start, "end": end, "text": " ".join(text.split()), "score": score})
+            for (start, end), (text, score, more) in zip(seconds.tolist(), rows, strict=False):
+                events.append({"start": start, "end": end, "text": " ".join(text.split()), "score": score, **more})
             videos.append(sorted(events, key=lambda event: (event["start"], event["end"])))
         return videos
 

@@ -10,9 +10,11 @@ from torch import tensor
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    Gemma2Config,
     GenerationConfig,
     GPT2Config,
     GPTNeoXConfig,
+    Lfm2Config,
     LlamaConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -293,3 +295,130 @@ def test_cohesion_takes_the_number_of_events_and_places_them_by_the_frames(model
         model.model.make_masks(output.event_centers, output.event_widths, torch.ones(frames.shape[:2])),
     )
     assert len(output.sequences) == 2
+
+
+def test_beams_that_share_their_frames_are_the_same_beams(processor, batch):
+    """The frames go through the decoder once a video: sequences and scores are those of `generate` on every beam's own frames."""
+    narrow = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+    sliding = Gemma2Config(**SMALL, num_key_value_heads=1, intermediate_size=24, head_dim=8, **narrow)
+    states = Lfm2Config(**SMALL, num_key_value_heads=1, intermediate_size=24, layer_types=["conv", "full_attention"])
+    for name, config in {**DECODERS, "sliding": sliding, "states of its own": states}.items():
+        config.update({"vocab_size": len(processor.tokenizer)})
+        model = make_model(processor, seed=5)
+        model.decoder = AutoModelForCausalLM.from_config(config).eval()
+        features, mask = batch["video_features"], batch["video_attention_mask"]
+        options = {"num_beams": 3, "max_new_tokens": 7, "min_new_tokens": 1, "full_max_new_tokens": 7}
+        settings = model.resolve_generation_config(**options)
+        prompt = tensor([list(model.config.full_prompt_ids)] * 3)
+        embeds, seen = model.decoder_inputs(model.model.video_encoder(features, mask), mask, prompt)
+        shared = model._before_beams(embeds, seen, settings)
+        assert bool(shared) == (name != "states of its own"), name
+        both = [
+            model.decoder.generate(
+                inputs_embeds=embeds,
+                attention_mask=seen,
+                generation_config=settings,
+                return_dict_in_generate=True,
+                output_scores=True,
+                **cache,
+            )
+            for cache in (shared, {})
+        ]
+        assert torch.equal(both[0].sequences, both[1].sequences), name
+        torch.testing.assert_close(both[0].sequences_scores, both[1].sequences_scores, rtol=1e-4, atol=1e-5)
+
+
+def test_frames_are_not_seen_once_for_each_beam(model, batch, monkeypatch):
+    rows = []
+    original = model.decoder.forward
+    monkeypatch.setattr(model.decoder, "forward", lambda *a, **kw: rows.append(embeds_of(kw)) or original(*a, **kw))
+
+    def embeds_of(inputs):
+        return None if inputs.get("inputs_embeds") is None else tuple(inputs["inputs_embeds"].shape[:2])
+
+    model.generate(batch["video_features"], num_events=tensor([2, 1, 1]), num_beams=3, max_new_tokens=5)
+    frames_and_prompt = 8 + len(model.config.event_prompt_ids)
+    # Four events: all but the last token of the prompt once each, and that token for each beam.
+    assert [shape for shape in rows if shape] == [(4, frames_and_prompt - 1), (12, 1)]
+
+
+def test_a_cache_that_is_chosen_is_the_one_used(model, batch):
+    """Static caches cannot be filled beforehand; sentences are the same."""
+    options = {"num_events": tensor([2, 1, 1]), "num_beams": 2, "max_new_tokens": 5}
+    ours = model.generate(batch["video_features"], **options)
+    static = model.generate(batch["video_features"], **options, cache_implementation="static")
+    assert torch.equal(ours.sequences, static.sequences)
+
+
+class EndsAt(LogitsProcessor):
+    """Row i, of so many beams, ends after `lengths[i]` tokens and not before."""
+
+    def __init__(self, lengths, end, beams):
+        self.lengths, self.end, self.beams = lengths, end, beams
+
+    def __call__(self, input_ids, scores):
+        for row, length in enumerate(self.lengths):
+            rows = slice(row * self.beams, (row + 1) * self.beams)
+            if input_ids.shape[1] < length - 1:
+                scores[rows, self.end] = -torch.inf
+            else:
+                scores[rows] = scores[rows].masked_fill(torch.arange(scores.shape[1]) != self.end, -torch.inf)
+        return scores
+
+
+def large_weights(model):
+    with torch.no_grad():  # random weights, but large: sentences that differ from video to video
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return model
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+def test_rows_that_are_done_are_left_out_and_nothing_changes(processor, monkeypatch, early_stopping):
+    """Rows of 3, 9, 5 and 6 tokens: those of transformers' own search, for as many positions as rows are open."""
+    model = large_weights(make_model(processor, seed=3))
+    features, mask = 3 * torch.randn(4, 8, 24, generator=torch.Generator().manual_seed(0)), torch.ones(4, 8)
+    lengths, beams, end = [3, 9, 5, 6], 3, model.generation_config.eos_token_id
+    options = {"num_beams": beams, "full_min_new_tokens": 0, "full_max_new_tokens": 12, "no_repeat_ngram_size": 0}
+    options |= {
+        "early_stopping": early_stopping,
+        "logits_processor": LogitsProcessorList([EndsAt(lengths, end, beams)]),
+    }
+    sizes, original = [], model.decoder.forward
+
+    def forward(*args, **inputs):
+        if inputs.get("input_ids") is not None:
+            sizes.append(len(inputs["input_ids"]))
+        return original(*args, **inputs)
+
+    monkeypatch.setattr(model.decoder, "forward", forward)
+    found = model.describe(features, mask, **options)
+    own, sizes = sizes, []
+    monkeypatch.setattr(model, "_before_beams", lambda *args: {})
+    expected = model.describe(features, mask, **options)
+    assert torch.equal(found, expected)
+    assert len({tuple(row) for row in found.tolist()}) == 4
+    ended = [row.index(end) + 1 if end in row else len(row) for row in found.tolist()]
+    assert ended == lengths
+    if early_stopping is False:
+        # The first token comes from the prompt; then tokens 2 to 9, each row's up to its last.
+        assert own == [3 * sum(length > done for length in lengths) for done in range(1, 9)]
+        assert sizes == [12] * 8
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_searches_that_end_by_themselves_are_the_same(processor, monkeypatch, seed):
+    """Ends that the model itself finds, in rows of several lengths: sequences and scores as without leaving rows out."""
+    model = large_weights(make_model(processor, seed=seed))
+    generator = torch.Generator().manual_seed(seed)
+    features, num_events = 3 * torch.randn(5, 8, 24, generator=generator), tensor([4, 2, 3, 1, 4])
+    options = {"num_events": num_events, "num_beams": 4, "min_new_tokens": 1, "max_new_tokens": 16}
+    first = model.generate(features, **options)
+    # A token that many sentences hold is made their end, so that rows end at several places.
+    end = first.sequences.flatten().mode().values.item()
+    found = model.generate(features, **options, eos_token_id=end)
+    monkeypatch.setattr(model, "_before_beams", lambda *args: {})
+    expected = model.generate(features, **options, eos_token_id=end)
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-6)

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import tensor
 
+from sail_hf import loss_sail
 from sail_hf.loss_sail import (
     augmentation_loss,
     caption_loss,
     cosines,
     count_items,
     diversity_loss,
+    length_groups,
     masked_mean,
     segment_loss,
     similarity_hinges,
@@ -35,40 +37,44 @@ def logits_of(probabilities):
     return tensor(probabilities).log()
 
 
-# What follows each of the 4 positions of 2 rows, as probabilities over 3 tokens; 1/3 each where nothing counts.
-THIRDS = [1 / 3, 1 / 3, 1 / 3]
-LOGITS = logits_of(
-    [
-        [[0.25, 0.25, 0.5], [0.5, 0.25, 0.25], THIRDS, THIRDS],
-        [[0.125, 0.375, 0.5], THIRDS, THIRDS, THIRDS],
-    ]
-)
-LABELS = tensor([[0, 2, 1, -100], [1, 0, -100, -100]])
+# What follows each of 3 places, as probabilities over 3 tokens.
+LOGITS = logits_of([[0.25, 0.25, 0.5], [0.5, 0.25, 0.25], [0.125, 0.375, 0.5]])
+TARGETS = tensor([2, 1, 0])
 
 
 def test_caption_loss_is_the_mean_over_target_tokens():
-    # Targets: token 2 with probability 1/2, token 1 with 1/4, token 0 with 1/8: (ln 2 + 2 ln 2 + 3 ln 2) / 3 = 2 ln 2.
-    close(caption_loss(LOGITS, LABELS), 2 * LN2)
+    # Token 2 with probability 1/2, token 1 with 1/4, token 0 with 1/8: (ln 2 + 2 ln 2 + 3 ln 2) / 3 = 2 ln 2.
+    close(caption_loss(LOGITS, TARGETS), 2 * LN2)
 
 
 def test_caption_loss_over_the_items_of_a_whole_step():
-    close(caption_loss(LOGITS, LABELS, num_items=12), LN2 / 2)
-
-
-def test_the_first_token_of_a_row_is_context_only():
-    other = LABELS.clone()
-    other[:, 0] = 2
-    assert caption_loss(LOGITS, other) == caption_loss(LOGITS, LABELS)
+    close(caption_loss(LOGITS, TARGETS, num_items=12), LN2 / 2)
 
 
 def test_caption_loss_is_zero_without_targets():
-    close(caption_loss(LOGITS, tensor([[1, -100, -100, -100], [-100, -100, -100, -100]])), 0.0)
+    close(caption_loss(LOGITS[:0], TARGETS[:0]), 0.0)
 
 
 def test_caption_loss_of_half_precision_logits_is_a_full_precision_mean():
-    loss = caption_loss(LOGITS.bfloat16(), LABELS)
+    loss = caption_loss(LOGITS.bfloat16(), TARGETS)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(2 * LN2, rel=1e-2)
+
+
+def test_rows_of_like_length_go_together(monkeypatch):
+    """Lengths 3, 3, 4 and 10, 12: two groups pad 1 + 1 + 2 = 4 positions, where one would pad 9 + 9 + 8 + 2 = 28."""
+    lengths = tensor([10, 3, 4, 12, 3])
+
+    def groups(cost):
+        monkeypatch.setattr(loss_sail, "POSITIONS_A_PASS", cost)
+        return [rows.tolist() for rows in length_groups(lengths)]
+
+    # A third group would save 2, and the second saves 24: it pays up to there.
+    assert groups(3) == groups(23) == [[1, 4, 2], [0, 3]]
+    assert groups(25) == [[1, 4, 2, 0, 3]]
+    # Every distinct length by itself where passes cost nothing; the same row twice is the same length.
+    assert groups(0) == [[1, 4], [2], [0], [3]]
+    assert [rows.tolist() for rows in length_groups(tensor([7]))] == [[0]]
 
 
 # --- pooling ------------------------------------------------------------------------------------------------------
