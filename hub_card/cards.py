@@ -141,7 +141,7 @@ def model_card(
         config=config,
         num_parameters=num_parameters,
         chunk_length=f"{config.chunk_length_s or SECONDS_A_FRAME * config.num_frames:g}",
-        losses={loss.name: weight for loss in LOSSES if (weight := getattr(config, loss.weight))},
+        losses={loss.name: weight for loss in LOSSES if (weight := loss.weight_in(config))},
         scores=scores,
         measured=measured,
         controls={

@@ -152,6 +152,13 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
         Widths in [0, 1] that such a mask may have; the one that fits the caption best is taken.
     transition_hard_negatives (`bool`, defaults to `False`):
         Whether synthetic captions are hard negatives in Eq. 2 (`Synth + HN` of Table 6).
+    grounding (`bool`, defaults to `False`):
+        Whether the decoder has a head that looks at patches of the frames for each word (`grounding_sail.py`), given
+        `region_features`. A model that was trained without goes on unchanged: the head's last layer starts at zero.
+    grounding_loss_weight (`float`, defaults to 0.1):
+        Of the loss that draws the head's attention to where words' boxes are (CVG, Eq. 9); 0 without `grounding`.
+    grounding_target (`str`, defaults to `"spread"`):
+        What attention is drawn to: `"sum"`, any of it in the box (CVG, Eq. 5), or `"spread"`, all over the box.
     full_prompt_ids, event_prompt_ids, separator_ids (`list[int]`):
         Token ids of `<FULL>`, of `<MASK>1 events: ` and of the space between sentences; defaults are GPT-2's.
     chunk_length_s (`float`, *optional*):
@@ -203,6 +210,9 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     diversity_loss_weight: float | int = 0.0
     alignment_loss_weight: float | int = 0.0
     transition_hard_negatives: bool = False
+    grounding: bool = False
+    grounding_loss_weight: float | int = 0.1
+    grounding_target: Literal["spread", "sum"] = "spread"
     full_prompt_ids: list[int] | tuple[int, ...] = (50258,)
     event_prompt_ids: list[int] | tuple[int, ...] = (50259, 16, 2995, 25, 220)
     separator_ids: list[int] | tuple[int, ...] = (220,)

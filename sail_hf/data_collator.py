@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from .grounding_sail import box_coverage, grid_of
 from .processing_sail import SailProcessor, collate_labels
 
 
@@ -17,7 +18,10 @@ class SailDataCollator:
 
     A row has `captions` (list of N sentences in order) and `video_features` `(T, D)` or `pixel_values_videos`
     `(T, 3, H, W)`; where it has `caption_features` `(N, D)`, `transition_features` `(N - 1, D)` and `frame_caption_features`
-    `(T, D)`, the losses that need them exist. Nothing else is read, `timestamps` least of all.
+    `(T, D)`, the losses that need them exist. With `region_features` `(T, N, D)`, a model with a grounding head looks at patches,
+    and with `groundings` it learns where to: for each caption a list of `{"word", "frames", "boxes", "scores"}`, the word's
+    place in `caption.split()`, and a box and a confidence in [0, 1] for each frame of those that are listed
+    (`training/grounding_annotations.py`). Nothing else is read, `timestamps` least of all.
 
     ```python
     rows = [
@@ -63,6 +67,12 @@ class SailDataCollator:
             batch["frame_caption_features"] = _pad_features(
                 "frame_caption_features", of_frames, list(map(len, videos))
             )
+        if any(row.get("region_features") is not None for row in rows):
+            batch["region_features"] = _pad_regions(
+                [row.get("region_features") for row in rows], list(map(len, videos))
+            )
+            if any("groundings" in row for row in rows):
+                batch["grounding_targets"] = self.grounding_targets(captions, _groundings(rows), batch)
         for name, fewer in (("caption_features", 0), ("transition_features", 1)):
             counts = [len(row["captions"]) - fewer for row in rows]
             # Where no video has a second caption there is no transition.
@@ -70,6 +80,47 @@ class SailDataCollator:
                 features = _pad_features(name, [row.get(name) for row in rows], counts)
                 batch[name] = features[:, : int(batch["num_events"].max()) - fewer]
         return batch
+
+    def grounding_targets(
+        self, captions: Sequence[list[str]], groundings: Sequence[list | None], batch: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """`(sum N_s, L, T, N)` of a batch: confidence times the share of a patch in the box, where a position predicts a token
+        of a word that has boxes; the largest of several."""
+        length, (frames, patches) = batch["event_labels"].shape[2], batch["region_features"].shape[1:3]
+        targets = torch.zeros(sum(map(len, captions)), length, frames, patches)
+        row_of = iter(targets)
+        for of_video, own in zip(captions, groundings, strict=True):
+            for caption, words in zip(of_video, [()] * len(of_video) if own is None else own, strict=False):
+                target, positions = next(row_of), self.processor.word_positions(caption)
+                for word in words:
+                    gamma = box_coverage(_tensor(word["boxes"]).reshape(-1, 4), grid_of(patches))
+                    of_word = torch.zeros(frames, patches)
+                    of_word[_tensor(word["frames"]).long()] = gamma * _tensor(word["scores"])[:, None]
+                    places = [
+                        place for place in positions[int(word["word"])] if place < length
+                    ]  # the others are cut off
+                    target[places] = torch.maximum(target[places], of_word)
+        return targets
+
+
+def _groundings(rows: Sequence[dict[str, Any]]) -> list[list | None]:
+    """The words with boxes of each video, `None` where it has none."""
+    found = [row.get("groundings") for row in rows]
+    counts = [(len(row["captions"]), len(own)) for row, own in zip(rows, found, strict=True) if own is not None]
+    if wrong := [pair for pair in counts if pair[0] != pair[1]]:
+        raise ValueError(f"Expected `groundings` of {wrong[0][0]} captions of a video, found those of {wrong[0][1]}.")
+    return found
+
+
+def _pad_regions(regions: list[Any], num_frames: list[int]) -> torch.Tensor:
+    """Features of patches, in the precision that they are stored in."""
+    values = [torch.as_tensor(value if isinstance(value, torch.Tensor) else np.asarray(value)) for value in regions]
+    found = [len(value) if value.ndim == 3 else None for value in values]
+    if found != num_frames:
+        raise ValueError(
+            f"Expected `region_features` (T, N, D) of {num_frames} frames for the videos of this batch, found {found}."
+        )
+    return pad_sequence(values, batch_first=True)
 
 
 def _pad_features(name: str, features: list[Any], counts: list[int]) -> torch.Tensor:

@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 from .alignment_sail import ALIGNMENTS, frame_spans
 from .configuration_sail import SailConfig
 from .events_sail import settled, uncovered
+from .grounding_sail import Regions, frame_log_weights, looking_at
 from .loss_sail import cosines
 from .masks_sail import SailCohesionMaskGenerator
 from .trust import check_limit
@@ -102,6 +103,7 @@ class SailGenerationMixin(GenerationMixin):
         logits_processor: LogitsProcessorList | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
         durations: Tensor | None = None,
+        region_features: Tensor | None = None,
         **kwargs,
     ) -> SailGenerateOutput:
         """Caption the whole video, read the number of events off, localise them, caption each (supplement, section B).
@@ -121,7 +123,7 @@ class SailGenerationMixin(GenerationMixin):
           `training/choose_levels.py` finds both levels.
 
         Args:
-            video_features, pixel_values_videos, video_attention_mask, durations: as in `forward`.
+            video_features, pixel_values_videos, video_attention_mask, durations, region_features: as in `forward`.
             num_events: `(B,)`, number of events of each video.
             tokenizer: the decoder's, to read sentences; used for `"alignment"` and `stated_count` alone.
             generation_config: defaults to the model's own. Lengths of the whole-video caption are its
@@ -138,9 +140,14 @@ class SailGenerationMixin(GenerationMixin):
             logger.warning_once(
                 f"This model knows only {self.config.knows_only}: its captions of anything else mean nothing."
             )
+        if self.grounding_head is not None and region_features is None:
+            logger.warning_once(
+                "This model has a grounding head, but no `region_features` were given: its sentences do without patches."
+            )
         if num_events is not None and (idle := [name for name in ("repeat_level", "support_level") if name in kwargs]):
             raise ValueError(f"With `num_events`, no event goes or comes: leave out {', '.join(idle)}.")
-        hooks = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
+        passed = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
+        passed["region_features"] = region_features
         features, frame_mask = self.model.prepare_features(pixel_values_videos, video_features, video_attention_mask)
         if not features.isfinite().all():
             bad = (~features.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
@@ -148,10 +155,10 @@ class SailGenerationMixin(GenerationMixin):
                 f"The features of videos {bad} of the batch are not finite (NaN or infinity): extract them anew."
             )
         if config.localization == "alignment":
-            return self._generate_aligned(features, frame_mask, num_events, tokenizer, config, hooks)
+            return self._generate_aligned(features, frame_mask, num_events, tokenizer, config, passed)
         full_sequences = None
         if num_events is None:
-            full_sequences = self.describe(features, frame_mask, tokenizer, config, **hooks)
+            full_sequences = self.describe(features, frame_mask, tokenizer, config, **passed)
             sentences = [len(self.split_sentences(row)) for row in full_sequences.tolist()]
             num_events = torch.tensor(sentences, device=features.device).clamp(1, self.config.num_queries)
         if config.localization == "cohesion":
@@ -160,7 +167,7 @@ class SailGenerationMixin(GenerationMixin):
             masks = self.model.make_masks(centers, widths, frame_mask)
         else:
             centers, widths, masks = self.model.localize(features, frame_mask, num_events)
-        sequences, scores = self.caption_events(features, frame_mask, masks, num_events, config, **hooks)
+        sequences, scores = self.caption_events(features, frame_mask, masks, num_events, config, **passed)
         return SailGenerateOutput(sequences, scores, num_events, full_sequences, centers, widths, masks)
 
     def _generate_aligned(
@@ -170,16 +177,17 @@ class SailGenerationMixin(GenerationMixin):
         num_events: Tensor | None,
         tokenizer: PreTrainedTokenizerBase | None,
         config: GenerationConfig,
-        hooks: dict,
+        passed: dict,
     ) -> SailGenerateOutput:
         if tokenizer is None:
             raise ValueError("localization='alignment' reads the sentences: pass `tokenizer=processor.tokenizer`.")
         clip = self.model.get_clip()
-        full_sequences = self.describe(features, frame_mask, tokenizer, config, **hooks)
+        full_sequences = self.describe(features, frame_mask, tokenizer, config, **passed)
         most = frame_mask.sum(1) if num_events is None else torch.minimum(num_events, frame_mask.sum(1))
-        sentences, scores = self._cut_sentences(features, frame_mask, full_sequences, most.tolist())
+        regions = self._regions(passed["region_features"], features, range(len(features)), frame_mask, frame_mask)
+        sentences, scores = self._cut_sentences(features, frame_mask, full_sequences, most.tolist(), regions)
         if num_events is None and (config.repeat_level < 1 or config.support_level > -1):
-            self._settle(features, frame_mask, sentences, scores, tokenizer, config, hooks)
+            self._settle(features, frame_mask, sentences, scores, tokenizer, config, passed)
         found = torch.tensor([len(of_video) for of_video in sentences], device=features.device)
         num_events = found.clamp(min=1) if num_events is None else num_events
         aligned = found == num_events
@@ -201,7 +209,9 @@ class SailGenerationMixin(GenerationMixin):
             located = self.model.localize(features[rest], frame_mask[rest], num_events[rest])
             centers[rest, :count], widths[rest, :count] = located[0].to(centers), located[1].to(widths)
             counts = num_events[rest]
-            rows = self.caption_events(features[rest], frame_mask[rest], located[2], counts, config, **hooks)
+            rows = self.caption_events(
+                features[rest], frame_mask[rest], located[2], counts, config, **_of_videos(passed, rest)
+            )
             by_video = [values.split(counts.tolist()) for values in rows]
             for i, ids, score in zip(_indices(rest), *by_video, strict=True):
                 sentences[i], scores[i] = list(ids), score
@@ -218,7 +228,7 @@ class SailGenerationMixin(GenerationMixin):
         scores: list[Tensor],
         tokenizer: PreTrainedTokenizerBase,
         config: GenerationConfig,
-        hooks: dict,
+        passed: dict,
     ) -> None:
         """Take repeats and what no frames fit out of `sentences` and `scores`, and add what was left out, in place."""
         clip, lengths = self.model.get_clip(), frame_mask.sum(1)
@@ -240,7 +250,7 @@ class SailGenerationMixin(GenerationMixin):
         counts = torch.tensor([len(of_video) for of_video in gaps])
         spans = frame_spans(pad_sequence(gaps, True), lengths[rows].cpu()).to(frames)
         masks = self.model.make_masks(spans.mean(-1), spans[..., 1] - spans[..., 0], mask)
-        found = self.caption_events(frames, mask, masks, counts, config, **hooks)
+        found = self.caption_events(frames, mask, masks, counts, config, **_of_videos(passed, rows))
         by_video = [values.split(counts.tolist()) for values in found]
         for i, own, gap, ids, score in zip(rows, segments, gaps, *by_video, strict=True):
             order = torch.cat([own, gap])[:, 0].argsort(stable=True)
@@ -249,13 +259,18 @@ class SailGenerationMixin(GenerationMixin):
             settle(i)
 
     def _cut_sentences(
-        self, features: Tensor, frame_mask: Tensor, full_sequences: Tensor, most: list[int]
+        self,
+        features: Tensor,
+        frame_mask: Tensor,
+        full_sequences: Tensor,
+        most: list[int],
+        regions: Regions | None,
     ) -> tuple[list[list[Tensor]], list[Tensor]]:
         """The first `most` sentences of each whole-video caption: their token ids, and their scores as of events."""
         prompt = torch.tensor([self.config.full_prompt_ids] * len(features), device=features.device)
         labels = torch.cat([prompt, full_sequences], 1)
         encoded = self.model.video_encoder(features, frame_mask)
-        logits = self.caption_logits(encoded, frame_mask, labels)[:, prompt.shape[1] - 1 : -1]
+        logits = self.caption_logits(encoded, frame_mask, labels, regions)[:, prompt.shape[1] - 1 : -1]
         log_probs = logits.float().log_softmax(-1).gather(-1, full_sequences[..., None])[..., 0]
         sentences, scores = [], []
         for ids, values, limit in zip(full_sequences, log_probs, most, strict=True):
@@ -273,6 +288,7 @@ class SailGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig | None = None,
         logits_processor: LogitsProcessorList | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
+        region_features: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
         """Token ids `(B, length)` of `N events: ` and all sentences of each video, after the prompt `<FULL>`.
@@ -293,7 +309,10 @@ class SailGenerationMixin(GenerationMixin):
             end = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
             processors.append(StatedCountLogitsProcessor(tokenizer, self.config.separator_ids[0], end))
         prompt = self.config.full_prompt_ids
-        return self._decode(video_features, frame_mask, prompt, config, processors, stopping_criteria).sequences
+        regions = self._regions(region_features, video_features, range(len(video_features)), frame_mask, frame_mask)
+        return self._decode(
+            video_features, frame_mask, prompt, config, processors, stopping_criteria, regions
+        ).sequences
 
     @torch.no_grad()
     def caption_events(
@@ -305,6 +324,7 @@ class SailGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig | None = None,
         logits_processor: LogitsProcessorList | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
+        region_features: Tensor | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor]:
         """One sentence for each event from v * M.
@@ -312,18 +332,44 @@ class SailGenerationMixin(GenerationMixin):
         `masks`: `(B, N, T)`; `num_events`: `(B,)`. Returns token ids `(sum N, length)` and scores `(sum N,)` in [0, 1].
         """
         config = self.resolve_generation_config(generation_config, **kwargs)
-        video, event = (
-            torch.arange(masks.shape[1], device=masks.device) < num_events.to(masks.device)[:, None]
-        ).nonzero(as_tuple=True)
-        masked = video_features[video] * masks[video, event][:, :, None].to(video_features.dtype)
+        video, event = _event_rows(masks, num_events)
+        frames, frame_mask = _weighted(video_features, masks, video, event), frame_mask[video]
+        regions = self._regions(region_features, video_features, video.tolist(), masks[video, event], frame_mask)
         prompt = self.config.event_prompt_ids
-        out = self._decode(masked, frame_mask[video], prompt, config, logits_processor, stopping_criteria)
+        out = self._decode(frames, frame_mask, prompt, config, logits_processor, stopping_criteria, regions)
         log_probs = self.decoder.compute_transition_scores(
             out.sequences, out.scores, out.get("beam_indices"), normalize_logits=out.get("beam_indices") is None
         )
         # Past the end of a sentence the transition scores are 0 (beams) or -inf (greedy).
         lengths = (out.sequences != config.pad_token_id)[:, : log_probs.shape[1]]
         return out.sequences, (log_probs.where(lengths, 0.0).sum(1) / lengths.sum(1).clamp(min=1)).exp()
+
+    @torch.no_grad()
+    def ground_events(
+        self,
+        video_features: Tensor,
+        frame_mask: Tensor,
+        masks: Tensor,
+        num_events: Tensor,
+        event_labels: Tensor,
+        region_features: Tensor,
+    ) -> Tensor:
+        """What the sentences of events look at, given word by word.
+
+        Args:
+            video_features: `(B, T, D)`; `frame_mask`: `(B, T)`; `masks`: `(B, N, T)`; `num_events`: `(B,)`.
+            event_labels: `(B, N, L)`, as in `forward`; region_features: `(B, T, N, D)`.
+
+        Returns:
+            `(sum N, L, T, N)`: for each position of an event's labels, shares of attention, which add up to 1. The positions that
+            predict a word's tokens are [`SailProcessor.word_positions`].
+        """
+        video, event = _event_rows(masks, num_events)
+        frames, frame_mask = _weighted(video_features, masks, video, event), frame_mask[video]
+        regions = self._regions(region_features, video_features, video.tolist(), masks[video, event], frame_mask)
+        encoded = self.model.video_encoder(frames, frame_mask)
+        self.caption_logits(encoded, frame_mask, event_labels.to(frames.device)[video, event], regions)
+        return regions.log_attention.exp()
 
     def resolve_generation_config(
         self, generation_config: GenerationConfig | None = None, **overrides
@@ -365,12 +411,13 @@ class SailGenerationMixin(GenerationMixin):
         config: GenerationConfig,
         logits_processor: LogitsProcessorList | None,
         stopping_criteria: StoppingCriteriaList | None,
+        regions: Regions | None,
     ) -> ModelOutput:
         ids = torch.tensor([list(prompt)] * len(video_features), device=video_features.device)
         encoded = self.model.video_encoder(video_features, frame_mask)
         embeds, attention_mask = self.decoder_inputs(encoded, frame_mask, ids)
         config.return_dict_in_generate, config.output_scores = True, True
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), looking_at(self.decoder, self.grounding_head, regions):
             # Repeats are looked for in the new tokens alone, as they should be: frames have no token ids.
             warnings.filterwarnings("ignore", message="Passing `no_repeat_ngram_size` with `inputs_embeds`")
             return self.decoder.generate(
@@ -380,6 +427,18 @@ class SailGenerationMixin(GenerationMixin):
                 logits_processor=logits_processor,
                 stopping_criteria=stopping_criteria,
             )
+
+    def _regions(
+        self,
+        region_features: Tensor | None,
+        video_features: Tensor,
+        videos: Sequence[int],
+        weights: Tensor,
+        frame_mask: Tensor,
+    ) -> Regions | None:
+        """The patches of `videos`, a row each, whose frames weigh `weights` `(rows, T)`; `None` without patches."""
+        projected = self.project_regions(region_features, video_features)
+        return projected and Regions(*projected, videos, frame_log_weights(weights, frame_mask))
 
     def split_sentences(self, ids: list[int]) -> list[list[int]]:
         """Token ids of each sentence in a whole-video caption `N events: sentence sentence ...<end>`."""
@@ -400,6 +459,23 @@ class SailGenerationMixin(GenerationMixin):
                 start = stop + 1
         # What stands before the first separator is the count itself, "N events:".
         return [span for span in [*spans, (start, stop)][1:] if span[0] < span[1]]
+
+
+def _of_videos(passed: dict, videos: Tensor | list[int]) -> dict:
+    """What is passed on to a decoder's pass, for some of the videos of the batch."""
+    regions = passed["region_features"]
+    return {**passed, "region_features": None if regions is None else regions[videos]}
+
+
+def _event_rows(masks: Tensor, num_events: Tensor) -> tuple[Tensor, Tensor]:
+    """Video and event of each row of a pass over all events."""
+    index = torch.arange(masks.shape[1], device=masks.device)
+    return (index < num_events.to(masks.device)[:, None]).nonzero(as_tuple=True)
+
+
+def _weighted(video_features: Tensor, masks: Tensor, video: Tensor, event: Tensor) -> Tensor:
+    """v * M of each row's event."""
+    return video_features[video] * masks[video, event][:, :, None].to(video_features.dtype)
 
 
 def _indices(mask: Tensor) -> list[int]:

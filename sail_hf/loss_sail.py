@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 
 from .alignment_sail import align_ordered
 from .configuration_sail import SailConfig
+from .grounding_sail import Regions, frame_log_weights, grounding_loss
 
 IGNORE_INDEX = -100
 
@@ -224,12 +225,14 @@ class LossInputs:
         features: `(B, T, D)` raw frame features, 0 on padding; `frame_mask`: `(B, T)`.
         encoded: `(B, T, hidden_size)`, the video encoder's output for `features`.
         encode: the video encoder, `(features, frame_mask) -> encoded`.
-        caption_logits: `(encoded, frame_mask, labels) -> logits`, see [`SailForDenseVideoCaptioning.caption_logits`].
+        caption_logits: `(encoded, frame_mask, labels, regions) -> logits`, see [`SailForDenseVideoCaptioning.caption_logits`].
         counts: number of events of each video, on the host, so that nothing waits for the device.
         centers, widths: `(B, N)`; `masks`: `(B, N, T)`.
         make_masks: `(centers, widths, frame_mask) -> masks`.
         full_labels: `(B, L)`; `event_labels`, `complement_labels`: `(B, N, L)`.
         caption_features: `(B, N, D)`; `transition_features`: `(B, N-1, D)`; `frame_caption_features`: `(B, T, D)`.
+        regions: keys and values `(B, T, N, D)` of the frames' patches; `grounding_targets`: `(sum N_s, L, T, N)`.
+        log_attention: `(sum N_s, L, T, N)`, what the positive pass looked at, once it is made.
     """
 
     config: SailConfig
@@ -237,7 +240,7 @@ class LossInputs:
     frame_mask: Tensor
     encoded: Tensor
     encode: Callable[[Tensor, Tensor], Tensor]
-    caption_logits: Callable[[Tensor, Tensor, Tensor], Tensor]
+    caption_logits: Callable[[Tensor, Tensor, Tensor, Regions | None], Tensor]
     make_masks: Callable[[Tensor, Tensor, Tensor], Tensor]
     counts: list[int] | None = None
     centers: Tensor | None = None
@@ -249,6 +252,9 @@ class LossInputs:
     caption_features: Tensor | None = None
     transition_features: Tensor | None = None
     frame_caption_features: Tensor | None = None
+    regions: tuple[Tensor, Tensor] | None = None
+    grounding_targets: Tensor | None = None
+    log_attention: Tensor | None = None
 
     @cached_property
     def valid(self) -> Tensor:
@@ -323,38 +329,58 @@ class LossInputs:
             found["attracted_gaps"] = (is_open & (similarities >= self.config.attraction_theta)).sum() / num_gaps
         return found
 
-    def event_pass(self, labels: Tensor, weights: Tensor, num_items: Tensor | None, at_least: int) -> Tensor | None:
-        """[`caption_loss`] of the events' labels after frames weighted by `weights` `(B, N, T)`, a row an event.
+    def rows_looking_at(self, videos: list[int], weights: Tensor) -> Regions | None:
+        """The patches of `videos`, one for each row of the pass, whose frames weigh `weights` `(rows, T)`."""
+        if self.regions is None:
+            return None
+        return Regions(*self.regions, videos, frame_log_weights(weights, self.frame_mask[videos]))
+
+    def event_pass(
+        self, labels: Tensor, weights: Tensor, num_items: Tensor | None, at_least: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """[`caption_loss`] of the events' labels after frames weighted by `weights` `(B, N, T)`, a row an event, and what
+        the rows looked at, `(rows, L, T, N)`.
 
         Events of videos with fewer than `at_least` events have no row.
         """
         pairs = [(b, n) for b, count in enumerate(self.counts) if count >= at_least for n in range(count)]
         if not pairs:
-            return None
+            return None, None
         video, event = torch.tensor(pairs, device=self.features.device).unbind(1)
         frame_mask = self.frame_mask[video]
         frames = self.features[video] * weights[video, event][:, :, None].to(self.features.dtype)
         labels = labels[video, event]
-        return caption_loss(
-            self.caption_logits(self.encode(frames, frame_mask), frame_mask, labels), labels, num_items
-        )
+        regions = self.rows_looking_at([b for b, _ in pairs], weights[video, event])
+        logits = self.caption_logits(self.encode(frames, frame_mask), frame_mask, labels, regions)
+        return caption_loss(logits, labels, num_items), regions and regions.log_attention
 
 
 def _full(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
     if inputs.full_labels is None:
         return None
-    logits = inputs.caption_logits(inputs.encoded, inputs.frame_mask, inputs.full_labels)
+    regions = inputs.rows_looking_at(list(range(len(inputs.features))), inputs.frame_mask)
+    logits = inputs.caption_logits(inputs.encoded, inputs.frame_mask, inputs.full_labels, regions)
     return caption_loss(logits, inputs.full_labels, num_items)
 
 
 def _positive(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
-    labels = inputs.event_labels
-    return None if labels is None else inputs.event_pass(labels, inputs.masks, num_items, at_least=1)
+    if inputs.event_labels is None:
+        return None
+    loss, inputs.log_attention = inputs.event_pass(inputs.event_labels, inputs.masks, num_items, at_least=1)
+    return loss
 
 
 def _negative(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
     labels = inputs.complement_labels
-    return None if labels is None else inputs.event_pass(labels, 1 - inputs.masks, num_items, at_least=2)
+    return None if labels is None else inputs.event_pass(labels, 1 - inputs.masks, num_items, at_least=2)[0]
+
+
+def _grounding(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
+    if inputs.grounding_targets is None:
+        return None
+    if inputs.log_attention is None:  # the positive pass has no weight of its own
+        _positive(inputs, None)
+    return grounding_loss(inputs.log_attention, inputs.grounding_targets, inputs.config.grounding_target, num_items)
 
 
 def _similarity(inputs: LossInputs, num_items: Tensor | None) -> Tensor | None:
@@ -397,6 +423,7 @@ class Loss(NamedTuple):
         average: what it is a mean over, a name of [`count_items`].
         columns: columns of a data set that it needs, besides captions and features of the video.
         compute: `(inputs, num_items) -> loss`, `None` where the batch has nothing for it.
+        part: field of [`SailConfig`] without which there is no such loss, whatever its weight.
     """
 
     name: str
@@ -404,12 +431,19 @@ class Loss(NamedTuple):
     average: str
     columns: tuple[str, ...]
     compute: Callable[[LossInputs, Tensor | None], Tensor | None]
+    part: str | None = None
+
+    def weight_in(self, config: SailConfig) -> float:
+        """Its weight in a configuration."""
+        return getattr(config, self.weight) if self.part is None or getattr(config, self.part) else 0.0
 
 
+_GROUNDING_COLUMNS = ("region_features", "groundings")
 LOSSES = (
     Loss("full", "full_loss_weight", "full_tokens", (), _full),
     Loss("positive", "positive_loss_weight", "positive_tokens", (), _positive),
     Loss("negative", "negative_loss_weight", "negative_tokens", (), _negative),
+    Loss("grounding", "grounding_loss_weight", "grounded_tokens", _GROUNDING_COLUMNS, _grounding, "grounding"),
     Loss("similarity", "similarity_loss_weight", "multi_event_videos", ("caption_features",), _similarity),
     Loss("augmentation", "augmentation_loss_weight", "multi_event_videos", ("transition_features",), _augmentation),
     Loss("attraction", "attraction_loss_weight", "multi_event_videos", ("frame_caption_features",), _attraction),
@@ -426,7 +460,7 @@ class SailOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): weighted sum of the parts that the batch allows (Eq. 4).
-        loss_full, loss_positive, loss_negative, loss_similarity, loss_augmentation, loss_attraction, loss_diversity,
+        loss_full, loss_positive, loss_negative, loss_grounding, loss_similarity, loss_augmentation, loss_attraction, loss_diversity,
             loss_alignment (`torch.FloatTensor` of shape `()`, *optional*): the parts, unweighted; `None` where the batch has no item.
         active_hinges (`torch.FloatTensor` of shape `()`, *optional*):
             Share of Eq. 2's hinges above 0. Near 1 all along, the margin is out of reach and masks tend to collapse.
@@ -440,6 +474,7 @@ class SailOutput(ModelOutput):
     loss_full: Tensor | None = None
     loss_positive: Tensor | None = None
     loss_negative: Tensor | None = None
+    loss_grounding: Tensor | None = None
     loss_similarity: Tensor | None = None
     loss_augmentation: Tensor | None = None
     loss_attraction: Tensor | None = None
@@ -460,7 +495,7 @@ def sail_losses(inputs: LossInputs, num_items: dict[str, Tensor] | None = None) 
     """Every loss of [`LOSSES`] that has a weight and that the batch allows, unweighted, by name; and their sum, `"total"`."""
     parts, terms = {}, []
     for loss in LOSSES:
-        weight = getattr(inputs.config, loss.weight)
+        weight = loss.weight_in(inputs.config)
         if loss.name == "full" and inputs.masks is not None:  # not alone, as in the first stage
             weight = inputs.config.joint_full_loss_weight
         value = loss.compute(inputs, (num_items or {}).get(loss.average)) if weight else None
@@ -474,7 +509,7 @@ def sail_losses(inputs: LossInputs, num_items: dict[str, Tensor] | None = None) 
 
 def required_columns(config: SailConfig) -> dict[str, str]:
     """Columns of a data set that the losses of a configuration need, each with the field of the configuration that says so."""
-    needed = {column: loss.weight for loss in LOSSES if getattr(config, loss.weight) for column in loss.columns}
+    needed = {column: loss.weight for loss in LOSSES if loss.weight_in(config) for column in loss.columns}
     if config.transition_hard_negatives and config.similarity_loss_weight:
         needed.setdefault("transition_features", "transition_hard_negatives")
     return needed
@@ -489,4 +524,6 @@ def count_items(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     if "num_events" in batch:
         counts["events"] = batch["num_events"].sum()
         counts["multi_event_videos"] = (batch["num_events"] > 1).sum()
+    if "grounding_targets" in batch:
+        counts["grounded_tokens"] = (batch["grounding_targets"].flatten(2).amax(-1) > 0).sum()
     return counts

@@ -15,6 +15,7 @@ from .clip_sail import SailClip, load_clip
 from .clip_towers import build_towers, clip_tokenizer
 from .configuration_sail import SailConfig
 from .generation_sail import SailGenerationMixin, default_generation_config
+from .grounding_sail import Regions, SailGroundingHead, looking_at
 from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder
 from .loss_sail import IGNORE_INDEX, LossInputs, SailOutput, sail_losses
 from .masks_sail import MASK_GENERATORS, event_masks
@@ -104,7 +105,7 @@ class SailPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, (SailAttention, SailVideoEncoder, *MASK_GENERATORS.values())):
+        if isinstance(module, (SailAttention, SailVideoEncoder, SailGroundingHead, *MASK_GENERATORS.values())):
             module.initialize(self.config)
         elif type(module).__module__.startswith(("open_clip.", "timm.")) and not isinstance(module, nn.LayerNorm):
             for parameter in module.parameters(recurse=False):
@@ -125,8 +126,8 @@ class SailPreTrainedModel(PreTrainedModel):
 class SailModel(SailPreTrainedModel):
     """Frozen CLIP vision tower (where the configuration has one), video encoder and mask generator."""
 
-    # A folder of `SailForDenseVideoCaptioning` also holds the caption decoder.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]
+    # A folder of `SailForDenseVideoCaptioning` also holds the caption decoder and its head.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^grounding_head\."]
     _can_record_outputs = {
         "hidden_states": SailEncoderLayer,
         "attentions": OutputRecorder(SailAttention, index=1, layer_name="video_encoder"),
@@ -318,6 +319,9 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         self.decoder = AutoModelForCausalLM.from_config(
             config.text_config, dtype=torch.get_default_dtype(), trust_remote_code=False
         )
+        self.grounding_head = None
+        if config.grounding:
+            self.grounding_head = SailGroundingHead(config, self.get_output_embeddings().weight.shape[1])
         check_size(self)
         self.post_init()
         if self.generation_config.max_new_tokens is None:
@@ -365,17 +369,39 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.decoder.set_output_embeddings(value)
 
-    def caption_logits(self, encoded: Tensor, frame_mask: Tensor, labels: Tensor) -> Tensor:
-        """Next-token scores `(rows, L, vocabulary)` of `labels` `(rows, L)` after encoded frames `(rows, T, hidden_size)`."""
+    def caption_logits(
+        self, encoded: Tensor, frame_mask: Tensor, labels: Tensor, regions: Regions | None = None
+    ) -> Tensor:
+        """Next-token scores `(rows, L, vocabulary)` of `labels` `(rows, L)` after encoded frames `(rows, T, hidden_size)`.
+
+        `regions`: patches that the rows also look at, with the grounding head.
+        """
         embeds, attention_mask = self.decoder_inputs(encoded, frame_mask, labels)
         position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
-        return self.decoder(
-            inputs_embeds=embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            logits_to_keep=labels.shape[1],
-            use_cache=False,
-        ).logits
+        with looking_at(self.decoder, self.grounding_head, regions):
+            return self.decoder(
+                inputs_embeds=embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                logits_to_keep=labels.shape[1],
+                use_cache=False,
+            ).logits
+
+    def project_regions(self, region_features: Tensor | None, video_features: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Keys and values `(B, T, N, D)` of the patches of the videos whose features are `(B, T, D)`; `None` without patches.
+
+        Raises:
+            ValueError: the model has no grounding head, or another shape.
+        """
+        if region_features is None:
+            return None
+        if self.grounding_head is None:
+            raise ValueError(
+                "`region_features` are for a model with a grounding head, and this one has none (config.grounding is False). "
+                "Leave them out, or load the model with from_pretrained(..., grounding=True) and train it."
+            )
+        _check_shape("region_features", region_features, (*video_features.shape[:2], None, video_features.shape[2]))
+        return self.grounding_head.project(region_features)
 
     def decoder_inputs(self, encoded: Tensor, frame_mask: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """[encoded frames][text embeddings] and their attention mask; ids of -100 are padding."""
@@ -396,6 +422,8 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         caption_features: Tensor | None = None,
         transition_features: Tensor | None = None,
         frame_caption_features: Tensor | None = None,
+        region_features: Tensor | None = None,
+        grounding_targets: Tensor | None = None,
         num_items_in_batch: dict[str, Tensor] | None = None,
         durations: Tensor | None = None,
         **kwargs,
@@ -412,12 +440,15 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             caption_features: `(B, N, D)` CLIP text features -> `loss_similarity` (Eq. 2).
             transition_features: `(B, N-1, D)` CLIP text features of the synthetic sentences -> `loss_augmentation` (Eq. 3).
             frame_caption_features: `(B, T, D)` CLIP text features of a caption of each frame -> `loss_attraction` (SBS).
+            region_features: `(B, T, N, D)` features of N patches of each frame, which the grounding head looks at; and
+                grounding_targets: `(sum N_s, L, T, N)` in [0, 1], for each event's row of `event_labels` and each position that
+                predicts a word's token, where the word is to be seen ([`box_coverage`]); 0: no target -> `loss_grounding`.
             num_items_in_batch: denominators of the losses ([`count_items`]) where one optimiser step spans several batches or
                 processes; see [`SailTrainer`]. Defaults to this batch's own.
             durations, kwargs: as in [`SailModel.forward`].
 
         Raises:
-            ValueError: shapes that do not fit together.
+            ValueError: shapes that do not fit together, or patches without a grounding head.
         """
         size = self.config.feature_size
         of_events = {
@@ -452,6 +483,12 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
                 _check_shape(name, value, (batch, events, last))
             _check_shape("transition_features", transition_features, (batch, events - 1, size))
             _check_shape("frame_caption_features", frame_caption_features, features.shape)
+        regions = self.project_regions(region_features, features)
+        if grounding_targets is not None:
+            if region_features is None or event_labels is None:
+                raise ValueError("`grounding_targets` needs `region_features` and `event_labels` beside it.")
+            targets_shape = (sum(counts), event_labels.shape[2], *region_features.shape[1:3])
+            _check_shape("grounding_targets", grounding_targets, targets_shape)
         inputs = LossInputs(
             config=self.config,
             features=features,
@@ -470,6 +507,8 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             caption_features=caption_features,
             transition_features=transition_features,
             frame_caption_features=frame_caption_features,
+            regions=regions,
+            grounding_targets=grounding_targets,
         )
         losses = sail_losses(inputs, num_items_in_batch)
         return SailOutput(

@@ -1,5 +1,6 @@
 """Processor of SAIL: frames for CLIP, prompts and labels for the decoder, and events in seconds out of the model's output."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,6 +110,25 @@ class SailProcessor(SavedWithCode, ProcessorMixin):
             "event_labels": [(one + text([sentence]) + end)[:max_length] for sentence in sentences],
             "complement_labels": [row[:max_length] for row in complements],
         }
+
+    def word_positions(self, caption: str) -> list[list[int]]:
+        """For each word of `caption.split()`, the positions in its row of `event_labels` that predict its tokens.
+
+        Raises:
+            ValueError: the tokenizer cannot tell where its tokens lie in a text.
+        """
+        if not self.tokenizer.is_fast:
+            raise ValueError(
+                f"Which tokens are of which word only fast tokenizers tell, and {type(self.tokenizer).__name__} is none."
+            )
+        text, first = format_sentence(caption, self.sentence_form), len(self._ids("<MASK>") + self._ids("1 events: "))
+        options = {"split_special_tokens": True, "return_offsets_mapping": True}
+        spans = self.tokenizer(text, add_special_tokens=False, **options)["offset_mapping"]
+        words = [match.span() for match in re.finditer(r"\S+", text)]
+        return [
+            [first + i - 1 for i, (start, end) in enumerate(spans) if start < stop and begin < end]
+            for begin, stop in words
+        ]
 
     def __call__(
         self,

@@ -25,9 +25,9 @@ from .processing_sail import SailProcessor
 logger = logging.getLogger(__name__)
 
 # What the first stage shows the model; with these keys alone, `loss_full` is the only loss.
-CAPTIONING_KEYS = {"video_features", "pixel_values_videos", "video_attention_mask", "full_labels"}
+CAPTIONING_KEYS = {"video_features", "pixel_values_videos", "video_attention_mask", "region_features", "full_labels"}
 # Of two updates a batch, what the first and the second do not see; both see all else, hence the losses of the masks.
-NOT_IN_FIRST, NOT_IN_SECOND = {"complement_labels"}, {"full_labels", "event_labels"}
+NOT_IN_FIRST, NOT_IN_SECOND = {"complement_labels"}, {"full_labels", "event_labels", "grounding_targets"}
 
 
 @dataclass
@@ -332,7 +332,8 @@ class SailTrainer(Trainer):
         references = scored_references(dataset)
         rows = dataset
         if isinstance(dataset, Dataset):
-            rows = dataset.select_columns(list(CAPTIONED_COLUMNS)).with_format("numpy")
+            seen = {*CAPTIONED_COLUMNS, "region_features"} & set(dataset.column_names)
+            rows = dataset.select_columns(sorted(seen)).with_format("numpy")
         with self.accelerator.split_between_processes(list(range(len(dataset)))) as share:
             found = caption_dataset(
                 self.accelerator.unwrap_model(self.model),
@@ -424,7 +425,8 @@ def caption_dataset(
 
     Args:
         model: in evaluation mode, on the device that captions.
-        data: rows with `video_id`, `duration` in seconds and `video_features` `(T, D)`; a `datasets.Dataset` is read
+        data: rows with `video_id`, `duration` in seconds and `video_features` `(T, D)`, and for a model with a grounding head
+            `region_features` `(T, N, D)`; a `datasets.Dataset` is read
             fastest with the format "numpy".
         counts: number of events by video id. Defaults to the model's own count.
     """
@@ -432,7 +434,12 @@ def caption_dataset(
     def collate(rows: list[dict]) -> dict[str, Any]:
         features = [torch.as_tensor(row["video_features"], dtype=torch.float32) for row in rows]
         frame_masks = [torch.ones(len(value), dtype=torch.long) for value in features]
+        regions = {}
+        if model.grounding_head is not None and "region_features" in rows[0]:
+            of_rows = [torch.as_tensor(row["region_features"]) for row in rows]
+            regions = {"region_features": pad_sequence(of_rows, batch_first=True)}
         return {
+            **regions,
             "video_features": pad_sequence(features, batch_first=True),
             "video_attention_mask": pad_sequence(frame_masks, batch_first=True),
             "ids": [str(row["video_id"]) for row in rows],

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from tiny import make_clip, make_model, make_processor
 from transformers import pipeline
 
 from sail_hf import SailForDenseVideoCaptioning
+from sail_hf.loss_sail import Loss
 
 ROOT = Path(__file__).parents[1]
 PUSH = ROOT / "hub_card" / "push_to_hub.py"
@@ -311,7 +311,7 @@ def test_model_card_names_licence_and_base_models(tmp_path, model_folder):
 
 
 def test_losses_of_the_card_are_those_of_the_table(tmp_path, model_folder, monkeypatch):
-    monkeypatch.setattr("cards.LOSSES", [SimpleNamespace(name="new", weight="num_frames")])
+    monkeypatch.setattr("cards.LOSSES", [Loss("new", "num_frames", "", (), None)])
     stage_model(parse_arguments(["model", str(model_folder), "org/tiny"]), tmp_path / "staged")
     assert "| loss | weight |\n|---|---|\n| new | 8 |\n" in (tmp_path / "staged" / "README.md").read_text()
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Videos that are captioned before they are kept.
 ROWS_AT_ONCE = 512
+# What a row's events depend on; features of patches where it has them.
+FEATURES = ("video_features", "region_features")
 
 
 @dataclass
@@ -70,7 +72,7 @@ def read_rows(args: PredictArguments) -> "Dataset":
     data = datasets.load_dataset(args.dataset, split=args.split)
     if missing := set(CAPTIONED_COLUMNS) - set(data.column_names):
         raise ValueError(f"{args.dataset}, split {args.split}, lacks {', '.join(sorted(missing))}")
-    data = data.select_columns(list(CAPTIONED_COLUMNS))
+    data = data.select_columns(sorted({*CAPTIONED_COLUMNS, "region_features"} & set(data.column_names)))
     ids, durations = data["video_id"], data["duration"]
     if twice := [video_id for video_id, count in Counter(ids).items() if count > 1]:
         raise ValueError(f"{args.dataset}, split {args.split}, has {len(twice)} videos twice, e.g. {twice[0]!r}")
@@ -121,7 +123,7 @@ def predict(args: PredictArguments) -> None:
 
 def row_key(settings: list[str], row: dict) -> str:
     """What a row's events are kept under: a digest of all that they depend on."""
-    features = hashlib.sha256(row["video_features"].tobytes()).hexdigest()
+    features = [hashlib.sha256(row[name].tobytes()).hexdigest() for name in FEATURES if name in row]
     return digest(settings, str(row["video_id"]), float(row["duration"]), features)
 
 

@@ -24,6 +24,7 @@ from extract_features import ExtractArguments, extract_features
 from run_folder import RUN_FILE, OtherRunError, Seal, checkpoint_of, set_aside
 from training_data import (
     COLUMNS,
+    GROUNDING_COLUMNS,
     MAX_LISTED,
     EpochOfTimeWarp,
     TimeWarped,
@@ -179,7 +180,8 @@ def check_losses(config: SailConfig, columns: Iterable[str]) -> None:
             raise ValueError(
                 f"Method {config.method} needs the column {column} ({weight} is {getattr(config, weight)}); the data "
                 f"set has {sorted(columns)}. Choose another method, or add the column: training/augment_captions.py writes "
-                "transitions, of which training/extract_features.py makes features; training/caption_frames.py captions frames."
+                "transitions, of which training/extract_features.py makes features; training/caption_frames.py captions frames; "
+                "training/extract_features.py --regions makes features of patches, training/grounding_annotations.py groundings."
             )
 
 
@@ -201,11 +203,13 @@ def go_on_from(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, SailP
         name, output_loading_info=True, ignore_mismatched_sizes=True, **args.config_fields()
     )
     resized = {key for key, *_ in info["mismatched_keys"]}
-    kinds = {key for key in {*info["missing_keys"], *info["unexpected_keys"]} if "model.mask_generator." not in key}
+    # A head for patches that a model lacks comes anew, and leaves it as it was.
+    missing = {key for key in info["missing_keys"] if not key.startswith("grounding_head.")}
+    kinds = {key for key in {*missing, *info["unexpected_keys"]} if "model.mask_generator." not in key}
     if lost := resized | kinds:
         raise ValueError(
             f"Other sizes were asked for than {name} has, whose weights would be lost or lacking, e.g. {min(lost)}; of a "
-            "trained model the losses may change, and the kind and the layers of the mask generator."
+            "trained model the losses may change, the kind and the layers of the mask generator, and it may get a grounding head."
         )
     if args.include_text_tower:
         model.config.vision_config.include_text_tower = True
@@ -284,11 +288,12 @@ def load_data(
     dataset: str, data_args: DataArguments, config: SailConfig, scored: bool
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """The splits to train and to evaluate on (ValueError: they do not fit the model)."""
-    train_set, validation_set = load_split(dataset, data_args.split, COLUMNS), None
+    seen = [*COLUMNS, *GROUNDING_COLUMNS] if config.grounding else COLUMNS
+    train_set, validation_set = load_split(dataset, data_args.split, seen), None
     check_losses(config, train_set.column_names)
     check_features(train_set, config, f"{dataset}, split {data_args.split},")
     if data_args.validation_split:
-        columns = {*COLUMNS, *REFERENCE_COLUMNS} if scored else COLUMNS
+        columns = {*seen, *REFERENCE_COLUMNS} if scored else seen
         validation_set = load_split(dataset, data_args.validation_split, columns)
         check_features(validation_set, config, f"{dataset}, split {data_args.validation_split},")
     return train_set, validation_set
@@ -448,7 +453,7 @@ def skipped_by_extraction(dataset: str, split: str) -> list[str]:
 def describe_method(model: SailForDenseVideoCaptioning) -> list[str]:
     """The method with its losses and weights."""
     config = model.config
-    weights = {loss.name: getattr(config, loss.weight) for loss in LOSSES}
+    weights = {loss.name: loss.weight_in(config) for loss in LOSSES}
     second = {**weights, "full": config.joint_full_loss_weight if weights["full"] else 0}
     return [
         f"Method: {config.method}, mask generator {config.mask_generator}, masks {config.mask_type}, "

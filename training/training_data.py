@@ -16,9 +16,11 @@ from sail_hf import SailConfig
 
 FEATURE_COLUMNS = ["video_features", "caption_features", "transition_features", "frame_caption_features"]
 # Of these, what has a row for each frame.
-FRAME_COLUMNS = {"video_features", "frame_caption_features"}
+FRAME_COLUMNS = {"video_features", "frame_caption_features", "region_features"}
 # The only columns that training sees: time stamps stay behind.
 COLUMNS = ["video_id", "captions", *FEATURE_COLUMNS]
+# What a model with a grounding head sees as well.
+GROUNDING_COLUMNS = ["region_features", "groundings"]
 MAX_LISTED = 20
 # Rows whose features stand for all in the digest of a data set.
 SAMPLED_ROWS = 8
@@ -64,7 +66,17 @@ class TimeWarped(torch.utils.data.Dataset):
         time = np.cumsum(1 + self.strength * speed)
         place = (time - time[0]) / max(time[-1] - time[0], 1e-9) * (num_frames - 1)
         frames = place.round().astype(int)
-        return {name: value[frames] if name in FRAME_COLUMNS else value for name, value in row.items()}
+        warped = {name: value[frames] if name in FRAME_COLUMNS else value for name, value in row.items()}
+        if row.get("groundings") is not None:
+            warped["groundings"] = [[at_frames(word, frames) for word in words] for words in row["groundings"]]
+        return warped
+
+
+def at_frames(word: dict[str, Any], frames: np.ndarray) -> dict[str, Any]:
+    """A word's boxes where a video has the old frames `frames` in their place."""
+    places = [(new, old) for new, frame in enumerate(frames) for old, its in enumerate(word["frames"]) if its == frame]
+    boxes, scores = ([word[name][old] for _, old in places] for name in ("boxes", "scores"))
+    return {**word, "frames": [new for new, _ in places], "boxes": boxes, "scores": scores}
 
 
 class EpochOfTimeWarp(TrainerCallback):
@@ -90,7 +102,7 @@ def check_features(data: datasets.Dataset, config: SailConfig, source: str) -> N
             f"model with --num_frames {frames}, or make features for this one: python training/extract_features.py ... "
             f"--num_frames {config.num_frames}"
         )
-    for column in FEATURE_COLUMNS:
+    for column in [*FEATURE_COLUMNS, "region_features"]:
         if column not in data.column_names:
             continue
         # A split that lacks a column which another one has gets it with nulls.

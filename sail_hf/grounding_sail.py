@@ -1,0 +1,155 @@
+"""Evidence for each word: a head that looks at patches of the frames, its targets and losses, and boxes of patches.
+
+After CVG, Comprehensive Visual Grounding (Jiang et al., AAAI 2024), for any causal language model. A box is
+`[x0, y0, x1, y1]` in shares of width and height, of the picture that CLIP saw unless said otherwise; patches are in rows from
+the top left.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .configuration_sail import SailConfig
+
+# What a frame outside of an event is held back by at most, as a logarithm of its weight.
+_LOWEST_LOG_WEIGHT = -4.0
+
+
+@dataclass
+class Regions:
+    """Patches that the rows of one pass of the decoder look at.
+
+    Args:
+        keys, values: `(V, T, N, D)` of V videos, from [`SailGroundingHead.project`].
+        videos: index of each row's video.
+        log_weights: `(rows, T)`, what is added to the scores of a frame's patches; -inf on padding.
+        log_attention: `(rows, L, T, N)`, what the pass looked at, once it is made: logarithms of shares that add up to 1.
+    """
+
+    keys: Tensor
+    values: Tensor
+    videos: Sequence[int]
+    log_weights: Tensor
+    log_attention: Tensor | None = None
+
+
+class SailGroundingHead(nn.Module):
+    """One head of attention from the decoder's last hidden states to patches: h + W_o sum_j alpha_j r_j.
+
+    alpha is a softmax over all patches of all frames of q.k / sqrt(D) + max(log M(t), -4), M the event's mask. W_o starts at
+    zero: a trained model goes on as it was. r are the patches' features, layer-normalised, as CLIPs differ in scale.
+    """
+
+    def __init__(self, config: SailConfig, width: int):
+        super().__init__()
+        size = config.feature_size
+        self.norm = nn.LayerNorm(size)
+        self.q_proj, self.k_proj = nn.Linear(width, size), nn.Linear(size, size)
+        self.out_proj = nn.Linear(size, width, bias=False)
+
+    def initialize(self, config: SailConfig) -> None:
+        """W_o is zero, all else as transformers has it."""
+        init.zeros_(self.out_proj.weight)
+
+    def project(self, region_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `(V, T, N, D)` of patch features `(V, T, N, D)`."""
+        values = self.norm(region_features.to(self.norm.weight.dtype))
+        return self.k_proj(values), values
+
+    def forward(self, hidden_states: Tensor, regions: Regions) -> Tensor:
+        """Hidden states `(rows, L, width)` with what they look at; there may be several rows for each of the regions' (beams)."""
+        copies = len(hidden_states) // len(regions.videos)
+        videos = torch.tensor(regions.videos).repeat_interleave(copies)
+        log_weights = regions.log_weights.repeat_interleave(copies, 0)
+        num_patches = regions.keys.shape[2]
+        queries = self.q_proj(hidden_states) * self.q_proj.out_features**-0.5
+        order, found, looked = [], [], []
+        for video in videos.unique().tolist():  # the patches of a video are many: no copies of them for its rows
+            rows = (videos == video).nonzero().flatten().to(queries.device)
+            scores = queries[rows] @ regions.keys[video].flatten(0, 1).T
+            scores = scores.float() + log_weights[rows].float().repeat_interleave(num_patches, 1)[:, None]
+            log_attention = scores.log_softmax(-1)
+            values = regions.values[video].flatten(0, 1)
+            found.append(log_attention.exp().to(values.dtype) @ values)
+            looked.append(log_attention.unflatten(-1, (-1, num_patches)))
+            order.append(rows)
+        back = torch.cat(order).argsort()
+        regions.log_attention = torch.cat(looked)[back]
+        return hidden_states + self.out_proj(torch.cat(found)[back]).to(hidden_states.dtype)
+
+
+def frame_log_weights(weights: Tensor, frame_mask: Tensor) -> Tensor:
+    """max(log M, -4) of frames' weights M `(rows, T)` in [0, 1]; -inf on padding.
+
+    Without gradients: when events are is learned from captions, not from boxes.
+    """
+    return weights.detach().float().log().clamp(min=_LOWEST_LOG_WEIGHT).masked_fill(frame_mask == 0, -torch.inf)
+
+
+@contextmanager
+def looking_at(decoder: PreTrainedModel, head: SailGroundingHead | None, regions: Regions | None) -> Iterator[None]:
+    """Within, `head` acts on what goes into the decoder's output embeddings; without `regions` nothing does."""
+    if regions is None:
+        yield
+        return
+
+    def look(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (head(args[0], regions), *args[1:])
+
+    hook = decoder.get_output_embeddings().register_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+# --- Targets and losses -------------------------------------------------------------------------------------------
+
+
+def grounding_loss(log_attention: Tensor, targets: Tensor, kind: str, num_items: Tensor | int | None = None) -> Tensor:
+    """How far attention is from where words' targets are, mean over the positions that have one.
+
+    Args:
+        log_attention: `(rows, L, T, N)`, logarithms of shares that add up to 1.
+        targets: `(rows, L, T, N)`, gamma in [0, 1]; all 0 where a position has none.
+        kind: `"sum"`: -log sum gamma alpha (CVG's Eq. 5), which one best patch satisfies as well as all. `"spread"`: the
+            cross-entropy with gamma / sum gamma, least where attention covers the target in proportion.
+    """
+    targets = targets.to(log_attention.device).flatten(2)
+    row, place = (targets.amax(-1) > 0).nonzero(as_tuple=True)
+    gamma, log_alpha = targets[row, place].float(), log_attention.flatten(2)[row, place].float()
+    inside = gamma > 0  # padding has a logarithm of -inf, and no target
+    log_alpha = log_alpha.where(inside, 0.0)
+    if kind == "sum":
+        losses = -(log_alpha + gamma.log()).masked_fill(~inside, -torch.inf).logsumexp(-1)
+    else:
+        losses = -(gamma * log_alpha).sum(-1) / gamma.sum(-1)
+    return losses.sum() / (max(len(row), 1) if num_items is None else num_items)
+
+
+def box_coverage(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Share of each patch's area that lies in a box: `(..., 4)` -> `(..., N)`, patches of `grid` (rows, columns).
+
+    CVG's Eq. 4 has 1 for a patch in the box and 0 for another one; shares say the same, and of a box smaller than a patch as well.
+    """
+    rows, columns = (torch.arange(number + 1, device=boxes.device) / number for number in grid)
+
+    def overlap(edges: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        inner = torch.minimum(edges[1:], high[..., None]) - torch.maximum(edges[:-1], low[..., None])
+        return inner.clamp(min=0) * (len(edges) - 1)
+
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    return (overlap(rows, y0, y1)[..., :, None] * overlap(columns, x0, x1)[..., None, :]).flatten(-2)
+
+
+def grid_of(num_patches: int) -> tuple[int, int]:
+    """Rows and columns of the patches of a square picture; ValueError where they make no square."""
+    side = round(num_patches**0.5)
+    if side * side != num_patches:
+        raise ValueError(f"Expected the patches of a square picture, found {num_patches}, which is no square number.")
+    return side, side
