@@ -166,6 +166,8 @@ def test_labels_are_true_boxes_of_frames_inside_of_the_event():
             frame = int(row["time"] * FPS + 1e-3)
             assert event.start <= frame < event.end
             assert row["box"] == of_event[row["kind"]][frame - event.start]
+        # What training has of a verb: Eq. 3 of CVG draws its box around its actor and its prop.
+        assert [row.get("entities") for row in rows] == [None, None, [rows[0]["index"], rows[1]["index"]]]
 
 
 def test_a_wide_folder(tmp_path):

@@ -190,7 +190,8 @@ def frame_boxes(event: WideEvent, seconds: float) -> dict[str, Box | None]:
 
 
 def true_boxes(script: Script) -> list[dict]:
-    """Of each event `{"start": frame, "actor": [box, ...], "prop": ..., "action": ..., "bystander": box}`.
+    """Of each event `{"start": frame, "actor": [box, ...], "prop": ..., "action": ..., "bystander": box,
+    "bystander_name": str}`.
 
     Boxes are those of the frames from `start` on, [`FPS`] a second, to the event's end.
     """
@@ -199,7 +200,7 @@ def true_boxes(script: Script) -> list[dict]:
         boxes = [frame_boxes(event, frame / FPS) for frame in range(event.end - event.start)]
         bystander = [round(x, 4) for x in bystander_of(_BLANK, event).boxes()[0][1]]
         of_kind = {kind: [of_frame[kind] for of_frame in boxes] for kind in KINDS}
-        found.append({"start": event.start, **of_kind, "bystander": bystander})
+        found.append({"start": event.start, **of_kind, "bystander": bystander, "bystander_name": event.bystander})
     return found
 
 
@@ -220,22 +221,31 @@ def groundable_words(event: Event) -> dict[str, int]:
 def labels(script: Script, rng: np.random.Generator) -> list[list[dict]]:
     """Of each sentence its words `{"index": place, "word": str, "kind": str, "time": seconds, "box": box}`.
 
-    The times are drawn, for each word by itself, from those of [`NUM_FRAMES`] evenly spread frames that are in the event.
+    The times are drawn, for each word by itself, from those of [`NUM_FRAMES`] evenly spread frames that are in the event. A verb
+    has `"entities"`, the places of its actor and its prop, too: training goes by these (`word_boxes.py`), and does not read its box.
     """
     times = uniform_times(NUM_FRAMES, 0.0, script.num_frames / FPS)
-    frames = np.minimum(np.floor(times * FPS + 1e-6), script.num_frames - 1).astype(int)
+    drawn = drawn_frames(script.num_frames)
     found = []
     for event in script.events:
-        words, rows = event.sentence.rstrip(".").split(), []
-        for kind, place in groundable_words(event).items():
-            inside = [i for i in np.flatnonzero((frames >= event.start) & (frames < event.end)).tolist()]
-            boxes = {i: frame_boxes(event, (int(frames[i]) - event.start) / FPS)[kind] for i in inside}
+        words, places, rows = event.sentence.rstrip(".").split(), groundable_words(event), []
+        inside = np.flatnonzero((drawn >= event.start) & (drawn < event.end)).tolist()
+        for kind, place in places.items():
+            boxes = {i: frame_boxes(event, (int(drawn[i]) - event.start) / FPS)[kind] for i in inside}
             if shown := [i for i, box in boxes.items() if box]:
                 i = shown[int(rng.integers(len(shown)))]
-                row = {"index": place, "word": words[place], "kind": kind}
-                rows.append({**row, "time": round(float(times[i]), 4), "box": boxes[i]})
+                rows.append({"index": place, "word": words[place], "kind": kind})
+                rows[-1] |= {"time": round(float(times[i]), 4), "box": boxes[i]}
+                if kind == "action":
+                    rows[-1]["entities"] = [places["actor"], places["prop"]]
         found.append(rows)
     return found
+
+
+def drawn_frames(num_frames: int) -> np.ndarray:
+    """Which frame of a video of `num_frames` each of [`NUM_FRAMES`] evenly spread ones is."""
+    times = uniform_times(NUM_FRAMES, 0.0, num_frames / FPS)
+    return np.minimum(np.floor(times * FPS + 1e-6), num_frames - 1).astype(int)
 
 
 def render_wide_world(folder: str | Path, num_train: int, num_test: int, seed: int, **amounts) -> None:
