@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .alignment_sail import ALIGNMENTS
-from .clip_towers import check_towers, clip_tokenizer
+from .clip_towers import check_towers, clip_tokenizer, encode_with_patches
 from .configuration_sail import SailVisionConfig
 from .finding import best_stretches, frame_bounds
 from .hub_names import check_clip_name
@@ -53,6 +53,17 @@ class SailClip:
         return torch.cat(
             [self.model.visual(part.to(parameter.device, parameter.dtype)).float().cpu() for part in parts]
         )
+
+    @torch.no_grad()
+    def encode_regions(self, pixel_values: Tensor) -> Tensor:
+        """Projections of patches `(n, N, D)` of `pixel_values` `(n, 3, H, W)`; float16 on the CPU, not L2-normalised.
+
+        Raises:
+            ValueError: the CLIP's vision tower has no patches, see [`encode_with_patches`].
+        """
+        parameter = next(self.model.visual.parameters())
+        parts = (part.to(parameter.device, parameter.dtype) for part in pixel_values.split(_FRAMES_AT_ONCE))
+        return torch.cat([encode_with_patches(self.model.visual, part)[1].half().cpu() for part in parts])
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:

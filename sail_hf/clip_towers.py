@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .configuration_sail import SailVisionConfig
 from .trust import check_configuration, check_size
@@ -62,6 +62,32 @@ def build_towers(vision_config: SailVisionConfig) -> tuple[nn.Module, nn.Module 
     except Exception as error:  # of whatever kind a size leads to that makes no sense
         raise ValueError(f"The towers of this CLIP cannot be built: {type(error).__name__}: {error}") from error
     return clip.visual, clip.text if vision_config.include_text_tower else None
+
+
+def encode_with_patches(tower: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """Image projections `(n, D)` of `pixel_values` `(n, 3, H, W)`, and those of their patches `(n, N, D)`, in one pass.
+
+    A patch's is the last layer's token, normalised and projected as the tower does with what it pools. In rows from the top left.
+
+    Raises:
+        ValueError: the tower is no Vision Transformer whose tokens are projected, such as a ResNet.
+    """
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+
+    trunk = getattr(tower, "trunk", None)
+    is_timm = isinstance(tower, TimmModel) and hasattr(trunk, "num_prefix_tokens")
+    if not is_timm and not (isinstance(tower, VisionTransformer) and tower.attn_pool is None):
+        kind = type(tower if trunk is None else trunk).__name__
+        raise ValueError(
+            f"Patches of frames need a CLIP whose vision tower is a Vision Transformer without attention pooling, such as "
+            f"ViT-L-14; this one's is a {kind}."
+        )
+    found = tower.forward_intermediates(pixel_values, indices=1, normalize_intermediates=True, output_fmt="NLC")
+    tokens = found["image_intermediates"][-1]
+    if is_timm:
+        return found["image_features"], tower.head(trunk.head(trunk.fc_norm(tokens)))
+    return found["image_features"], tokens if tower.proj is None else tokens @ tower.proj
 
 
 def check_towers(model_cfg: dict) -> None:

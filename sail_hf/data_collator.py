@@ -113,8 +113,10 @@ def _groundings(rows: Sequence[dict[str, Any]]) -> list[list | None]:
 
 
 def _pad_regions(regions: list[Any], num_frames: list[int]) -> torch.Tensor:
-    """Features of patches, in the precision that they are stored in."""
-    values = [torch.as_tensor(value if isinstance(value, torch.Tensor) else np.asarray(value)) for value in regions]
+    """Features of patches, padded, in the half precision that they are stored in: they are most of a batch."""
+    values = [
+        torch.as_tensor(value if torch.is_tensor(value) else np.array(value, np.float16)).half() for value in regions
+    ]
     found = [len(value) if value.ndim == 3 else None for value in values]
     if found != num_frames:
         raise ValueError(

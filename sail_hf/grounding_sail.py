@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
@@ -153,3 +154,56 @@ def grid_of(num_patches: int) -> tuple[int, int]:
     if side * side != num_patches:
         raise ValueError(f"Expected the patches of a square picture, found {num_patches}, which is no square number.")
     return side, side
+
+
+# --- Boxes --------------------------------------------------------------------------------------------------------
+
+
+def heat_boxes(heat: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the heat of each frame's patches lies: `(T, N)` -> boxes `(T, 4)` and the heat inside `(T,)`.
+
+    The box is the rectangle of patches with the greatest sum of (heat - half of the frame's peak): what is hotter than half of
+    the peak, less stray patches.
+    """
+    rows, columns = grid_of(heat.shape[-1])
+    excess = (heat - heat.amax(-1, keepdim=True) / 2).double().unflatten(-1, (rows, columns))
+    sums = functional.pad(excess.cumsum(-2).cumsum(-1), (1, 0, 1, 0))
+    edges = [torch.combinations(torch.arange(number + 1, device=heat.device)) for number in (rows, columns)]
+    strips = sums[:, edges[0][:, 1]] - sums[:, edges[0][:, 0]]
+    best = (strips[..., edges[1][:, 1]] - strips[..., edges[1][:, 0]]).flatten(1).argmax(1)
+    y, x = edges[0][best // len(edges[1])] / rows, edges[1][best % len(edges[1])] / columns
+    boxes = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], -1)
+    return boxes, (heat * box_coverage(boxes, (rows, columns))).sum(-1)
+
+
+def seen_boxes(boxes: Tensor, bounds: Tensor) -> Tensor:
+    """Boxes `(..., 4)` in shares of a frame, in shares of what CLIP saw of it, `bounds` `(4,)` of the frame."""
+    corner, side = bounds[:2].repeat(2), (bounds[2:] - bounds[:2]).repeat(2)
+    return (boxes - corner) / side
+
+
+def frame_boxes(boxes: Tensor, bounds: Tensor) -> Tensor:
+    """Boxes `(..., 4)` in shares of what CLIP saw, `bounds` `(4,)` of the frame, in shares of the frame."""
+    return (bounds[:2].repeat(2) + boxes * (bounds[2:] - bounds[:2]).repeat(2)).clamp(0, 1)
+
+
+# --- Words --------------------------------------------------------------------------------------------------------
+
+# Words that are not to be seen: articles, pronouns, prepositions, conjunctions, forms of to be, have and do, modals, adverbs.
+_NOT_SEEN = frozenset(
+    """a an the this that these those some any each other another all both many several few more most no not
+    he she it they we you i him her them us me his hers its their theirs our ours your my who which what where when while
+    of in on at to from into onto for with without by up down off out over under around along across through between
+    behind before after during as and or but so then if than there here again also too very just now still
+    is are was were be been being am has have had having do does did done doing can could will would shall should may
+    might must begin begins began start starts started continue continues continued seen shown later finally next""".split()
+)
+
+
+def is_content_word(word: str) -> bool:
+    """Whether a word may name something to be seen: it holds a letter and is in no short list of English function words.
+
+    No part-of-speech tagger: adjectives and adverbs count as well as nouns and verbs.
+    """
+    letters = word.strip(".,;:!?\"'()").lower()
+    return any(map(str.isalpha, letters)) and letters not in _NOT_SEEN

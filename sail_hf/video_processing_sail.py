@@ -202,6 +202,17 @@ class SailVideoProcessor(LoadedByPackage, BaseVideoProcessor):
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         return self.rescale_and_normalize(_stack(images), *(options[name] for name in names))
 
+    def seen_bounds(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """What is left of a frame of `height` x `width` pixels after resize and crop: `(x0, y0, x1, y1)` in shares of the frame.
+
+        `(0, 0, 1, 1)` where frames are squashed; a crop that is larger than the frame reaches over it.
+        """
+        options, shares = self._resolve({}), (1.0, 1.0)
+        if options["do_center_crop"]:
+            *resized, crop = [(height, width), *_sizes_made(torch.empty(0, height, width), options)]
+            shares = [made / of for made, of in zip(crop, resized[-1], strict=True)]
+        return tuple(0.5 + sign * share / 2 for sign in (-1, 1) for share in shares[::-1])
+
     def _resolve(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """All options, in transformers' standard form; what is not in `kwargs` is the processor's own."""
         names = self.valid_kwargs.__annotations__

@@ -4,6 +4,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,33 @@ class VideoSource:
             times = uniform_times(self.processor.num_frames, 0, reader.duration)
             return self.processor.process_frames(reader.frames_at(times)), reader.duration
 
-    def features(self, frames: torch.Tensor) -> torch.Tensor:
-        return self.clip.encode_images(frames)
+    def features(self, frames: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"video_features": self.clip.encode_images(frames)}
+
+
+class RegionSource(VideoSource):
+    """CLIP features of the videos in a folder, and of the patches of their frames; ValueError for a CLIP without patches."""
+
+    def __init__(self, folder: str, clip: SailClip, num_frames: int):
+        super().__init__(folder, clip, num_frames)
+        side = clip.vision_config.image_size
+        clip.encode_regions(torch.zeros(1, 3, side, side))  # said before any video is read
+
+    def inputs(self, video: Path) -> list[str]:
+        return [*super().inputs(video), "regions"]
+
+    def read(self, video: Path) -> tuple[tuple[torch.Tensor, tuple[float, ...]], float]:
+        """Preprocessed frames with what they show of the video's, and the duration in seconds."""
+        with open_video(video) as reader:
+            frames = reader.frames_at(uniform_times(self.processor.num_frames, 0, reader.duration))
+            first = next(frames)
+            pixels = self.processor.process_frames(chain([first], frames))
+            return (pixels, self.processor.seen_bounds(*first.shape[:2])), reader.duration
+
+    def features(self, read: tuple[torch.Tensor, tuple[float, ...]]) -> dict[str, torch.Tensor]:
+        frames, bounds = read
+        regions = {"region_features": self.clip.encode_regions(frames)}
+        return {**super().features(frames), **regions, "region_bounds": torch.tensor(bounds, dtype=torch.float64)}
 
 
 class FileSource:
@@ -73,8 +99,8 @@ class FileSource:
             raise ValueError(f"expected features of size {self.size}, found {features.shape[1]}")
         return resample_features(features, self.num_frames), None
 
-    def features(self, features: torch.Tensor) -> torch.Tensor:
-        return features
+    def features(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"video_features": features}
 
 
 class Extractor:
@@ -108,14 +134,14 @@ class Extractor:
         Raises:
             ValueError: values that are not finite in half precision.
         """
-        tensors = {"video_features": self.source.features(read)}
+        tensors = self.source.features(read)
         if (stored := self._stored_captions(row)) is not None:
             tensors["caption_features"] = torch.from_numpy(stored)
         elif self.clip:
             tensors["caption_features"] = self.clip.encode_texts(row["captions"])
         if self.clip and row.get("transitions") is not None:
             tensors["transition_features"] = self.clip.encode_texts(row["transitions"])
-        for name in tensors:
+        for name in tensors.keys() - {"region_bounds"}:
             tensors[name] = tensors[name].half().contiguous()
             if not tensors[name].isfinite().all():
                 raise ValueError(

@@ -138,8 +138,8 @@ def values(rows: pyarrow.Array) -> np.ndarray:
 
 
 def data_fingerprint(data: datasets.Dataset) -> dict[str, Any]:
-    """What tells two data sets apart: their size and columns, and digests of ids and captions and of some features."""
-    texts = data.select_columns([name for name in ("video_id", "captions") if name in data.column_names])
+    """What tells two data sets apart: their size and columns, and digests of ids, captions and boxes, and of some features."""
+    texts = data.select_columns([name for name in ("video_id", "captions", "groundings") if name in data.column_names])
     captions, features = hashlib.sha256(), hashlib.sha256()
     for row in texts.with_format(None):
         captions.update(json.dumps(row, sort_keys=True).encode())
