@@ -76,12 +76,19 @@ def test_events_are_placed_as_stated():
     assert (middles.min(0) < 0.3).all() and (middles.max(0) > 0.7).all()
 
 
+def test_a_stage_drifts_steadily():
+    event = replace(event_of("A fox reads a book.", "fox", "read"), end=32, corner=(0.1, 0.3), last_corner=(0.3, 0.2))
+    assert [stage_of(BLANK, event, seconds).left for seconds in (0, 1, 2)] == pytest.approx([0.1, 0.15, 0.2])
+    assert [stage_of(BLANK, event, seconds).top for seconds in (0, 1, 2)] == pytest.approx([0.3, 0.275, 0.25])
+    drifts = np.abs([np.subtract(event.last_corner, event.corner) for event in some_events()])
+    assert 0.2 < drifts.max() <= 0.25 and 0.05 < drifts.mean() < 0.125
+
+
 def test_bystanders_are_others_who_are_in_no_caption_and_mostly_not_hidden():
     hidden = []
     for event in some_events():
         assert event.bystander != event.actor and event.bystander not in event.sentence
-        half = event.bystander_side / 2
-        x, y = event.bystander_x, event.bystander_y
+        half, (x, y) = event.bystander_side / 2, event.bystander_middle
         hidden.append(share_inside([x - half, y - half, x + half, y + half], everywhere(event)))
     assert np.mean(np.array(hidden) < 0.15) > 0.9
 
@@ -118,10 +125,10 @@ def test_an_action_is_around_its_actor_and_its_prop():
 
 def test_what_is_outside_of_the_picture_is_cut_off_or_has_no_box():
     event = next(event for event in some_events() if event.action == "read")
-    far = replace(event, left=event.left - 5)
-    assert frame_boxes(far, 0.0) == dict.fromkeys(KINDS)
+    left, top = event.corner
+    assert frame_boxes(replace(event, corner=(left - 5, top)), 0.0) == dict.fromkeys(KINDS)
     x0, _, x1, _ = frame_boxes(event, 0.0)["action"]
-    cut = frame_boxes(replace(event, left=event.left - (x0 + x1) / 2), 0.0)["action"]
+    cut = frame_boxes(replace(event, corner=(left - (x0 + x1) / 2, top)), 0.0)["action"]
     assert cut[0] == 0 and cut[2] == pytest.approx((x1 - x0) / 2, abs=1.5 / SIZE)
 
 
@@ -134,7 +141,7 @@ def test_boxes_of_boxes():
 
 
 def event_of(sentence, actor, action):
-    return WideEvent(0, 8, actor, action, sentence, 0.5, 0.4, 0.0, False, 0.7, 0.1, 0.1, "pig", 0.5, 0.5, 0.2, False)
+    return WideEvent(0, 8, actor, action, sentence, x=0.5, height=0.4, phase=0.0, mirrored=False)
 
 
 def test_groundable_words():

@@ -6,9 +6,11 @@ In the usual playground (world.py) the median box of a word's training boxes is 
 show whether a model looks at what it names. Here, for each event, over and above the usual script of the same seed:
 
     side of the stage (zoom)        uniform in [0.5, 0.9] of the picture's
-    place of the stage              uniform, such that what the event draws at any time is inside of the picture
+    place of the stage              uniform at the event's start, such that what it draws at any time is inside of the picture
     bystander                       another actor, uniform, who stands still beside the event and is in no caption
     size of the bystander           as of actors: their share of the stage's side, times a zoom of its own
+    drift of the stage              up to a quarter of the picture's side in each direction from an event's start to its end,
+                                    steady, uniform, cut off where the event would leave the picture
     place of the bystander          uniform, the first of 30 draws of which at most a tenth is hidden by the event, or else
                                     the one of which least is
 
@@ -62,6 +64,7 @@ PROPS = {
     "dance": (("note",), ("music", "song")),
 }
 KINDS = ("actor", "prop", "action")
+MOST_DRIFT = 0.25
 # Streams of random numbers that world.py's do not touch.
 _PLACES, _LABELS = 10, 11
 _SPLITS = ("train", "test")
@@ -71,19 +74,16 @@ NUM_FRAMES = 48
 
 @dataclass
 class WideEvent(Event):
-    """An event with its stage's side and corner and its bystander's middle and side, shares of the picture's side."""
+    """An event with its stage's side and its corner at the start and at the end, and its bystander's middle and side: shares of
+    the picture's side. As made, the usual event, with nobody beside it."""
 
-    zoom: float
-    left: float
-    top: float
-    bystander: str
-    bystander_x: float
-    bystander_y: float
-    bystander_side: float
-    bystander_mirrored: bool
-
-
-_BYSTANDER = ("bystander", "bystander_x", "bystander_y", "bystander_side", "bystander_mirrored")
+    zoom: float = 1.0
+    corner: tuple[float, float] = (0.0, 0.0)
+    last_corner: tuple[float, float] = (0.0, 0.0)
+    bystander: str = ""
+    bystander_middle: tuple[float, float] = (0.5, 0.5)
+    bystander_side: float = 0.0
+    bystander_mirrored: bool = False
 
 
 # Scripts
@@ -99,21 +99,22 @@ def wide_script(seed: int, split: str, index: int) -> Script:
 
 def widened(event: Event, rng: np.random.Generator) -> WideEvent:
     """A usual event, placed at random."""
-    zoom = float(rng.uniform(0.5, 0.9))
-    shares = rng.random(2).tolist()
+    wide, zoom, place = WideEvent(**vars(event)), float(rng.uniform(0.5, 0.9)), rng.random(2)
     others = [actor for actor in ACTORS if actor != event.actor]
-    name, side = others[int(rng.integers(len(others)))], float(rng.uniform(0.36, 0.48) * rng.uniform(0.5, 0.9))
-    mirrored = bool(rng.random() < 0.5)
-    places = rng.uniform(side / 2, 1 - side / 2, (30, 2)).tolist()
-    wide = WideEvent(**vars(event), zoom=1.0, left=0.0, top=0.0, **dict(zip(_BYSTANDER, (name, 0.5, 0.5, side, mirrored), strict=True)))  # fmt: skip
-    x0, y0, x1, y1 = everywhere(wide)
-    wide.zoom = zoom
-    wide.left = -zoom * x0 + shares[0] * (1 - zoom * (x1 - x0))
-    wide.top = -zoom * y0 + shares[1] * (1 - zoom * (y1 - y0))
-    box, half = everywhere(wide), side / 2
-    hidden = [share_inside([x - half, y - half, x + half, y + half], box) for x, y in places]
+    wide.bystander = others[int(rng.integers(len(others)))]
+    wide.bystander_side = side = float(rng.uniform(0.36, 0.48) * rng.uniform(0.5, 0.9))
+    wide.bystander_mirrored = bool(rng.random() < 0.5)
+    middles = rng.uniform(side / 2, 1 - side / 2, (30, 2))
+    # Of the corners at which all is inside of the picture.
+    box = np.array(everywhere(wide))
+    least, most = -zoom * box[:2], 1 - zoom * box[2:]
+    corner = least + place * (most - least)
+    last = (corner + rng.uniform(-MOST_DRIFT, MOST_DRIFT, 2)).clip(least, most)
+    wide.zoom, wide.corner, wide.last_corner = zoom, tuple(corner.tolist()), tuple(last.tolist())
+    box = everywhere(wide)
+    hidden = [share_inside([x - side / 2, y - side / 2, x + side / 2, y + side / 2], box) for x, y in middles]
     chosen = next((i for i, share in enumerate(hidden) if share <= 0.1), int(np.argmin(hidden)))
-    wide.bystander_x, wide.bystander_y = places[chosen]
+    wide.bystander_middle = tuple(middles[chosen].tolist())
     return wide
 
 
@@ -142,15 +143,16 @@ _BLANK = Image.new("RGB", (SIZE, SIZE))
 
 def stage_of(background: Image.Image, event: WideEvent, seconds: float) -> Stage:
     """The stage of an event, `seconds` after its start, drawn on a background."""
-    stage = Stage(background, event.mirrored, event.zoom, event.left, event.top)
+    share = seconds * FPS / max(event.end - event.start, 1)
+    left, top = (a + share * (b - a) for a, b in zip(event.corner, event.last_corner, strict=True))
+    stage = Stage(background, event.mirrored, event.zoom, left, top)
     act(stage, event.actor, event.action, event.x, event.height, seconds + 10 * event.phase)
     return stage
 
 
 def bystander_of(background: Image.Image, event: WideEvent) -> Stage:
-    stage = Stage(background, event.bystander_mirrored)
-    x = 1 - event.bystander_x if event.bystander_mirrored else event.bystander_x
-    stage.put(event.bystander, x, event.bystander_y, event.bystander_side)
+    stage, (x, y) = Stage(background, event.bystander_mirrored), event.bystander_middle
+    stage.put(event.bystander, 1 - x if event.bystander_mirrored else x, y, event.bystander_side)
     return stage
 
 
