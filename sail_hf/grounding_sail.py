@@ -8,6 +8,7 @@ the top left.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -199,11 +200,61 @@ _NOT_SEEN = frozenset(
     might must begin begins began start starts started continue continues continued seen shown later finally next""".split()
 )
 
+_PUNCTUATION = ".,;:!?\"'()"
+
 
 def is_content_word(word: str) -> bool:
     """Whether a word may name something to be seen: it holds a letter and is in no short list of English function words.
 
     No part-of-speech tagger: adjectives and adverbs count as well as nouns and verbs.
     """
-    letters = word.strip(".,;:!?\"'()").lower()
+    letters = word.strip(_PUNCTUATION).lower()
     return any(map(str.isalpha, letters)) and letters not in _NOT_SEEN
+
+
+def seen_words(
+    text: str, attention: Tensor, positions: Sequence[Sequence[int]], times: Sequence[float], bounds: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Where a sentence's content words ([`is_content_word`]) are seen.
+
+    Args:
+        attention: `(L, T, N)`, shares for each position of the sentence's labels; positions: those of each word of `text.split()`.
+        times: seconds of the T frames; bounds: what CLIP saw of them, `(x0, y0, x1, y1)` in shares of the frame.
+
+    Returns:
+        For each word `{"text", "start", "end", "score", "boxes": [{"time", "box", "score"}], "heat": {"time", "box", "values"}}`:
+        its frames are those around the one with most of its attention that have at least half as much. A box is `[x0, y0, x1,
+        y1]` in shares of the frame, its score the share of the word's attention that lies in it, the word's that of all of them:
+        how sharply the word points, no probability that it is right. `heat` is that of the best frame: rows of patches relative
+        to the greatest, over the part of the frame in its `box`.
+    """
+    found, bounds = [], torch.tensor(bounds)
+    for word, places in zip(text.split(), positions, strict=True):
+        if not is_content_word(word) or not places:
+            continue
+        heat = attention[places].mean(0).cpu()
+        mass = heat.sum(1)
+        best = first = last = int(mass.argmax())
+        while first > 0 and mass[first - 1] >= mass[best] / 2:
+            first -= 1
+        while last + 1 < len(mass) and mass[last + 1] >= mass[best] / 2:
+            last += 1
+        boxes, scores = heat_boxes(heat[first : last + 1])
+        in_frame = frame_boxes(boxes, bounds).tolist()
+        seen = zip(times[first : last + 1], in_frame, scores.tolist(), strict=True)
+        relative = (heat[best] / heat[best].max()).unflatten(0, grid_of(heat.shape[1]))
+        found.append(
+            {
+                "text": word.strip(_PUNCTUATION),
+                "start": (times[max(first - 1, 0)] + times[first]) / 2,
+                "end": (times[last] + times[min(last + 1, len(times) - 1)]) / 2,
+                "score": scores.sum().item(),
+                "boxes": [{"time": time, "box": box, "score": score} for time, box, score in seen],
+                "heat": {
+                    "time": times[best],
+                    "box": bounds.tolist(),
+                    "values": relative.mul(1000).round().div(1000).tolist(),
+                },
+            }
+        )
+    return found

@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .clip_sail import SailClip, load_clip
-from .clip_towers import build_towers, clip_tokenizer
+from .clip_towers import build_towers, clip_tokenizer, encode_with_patches
 from .configuration_sail import SailConfig
 from .generation_sail import SailGenerationMixin, default_generation_config
 from .grounding_sail import Regions, SailGroundingHead, looking_at
@@ -169,6 +169,14 @@ class SailModel(SailPreTrainedModel):
         chunks = pixel_values_videos.to(self.dtype).flatten(0, 1).split(_FRAMES_PER_CLIP_PASS)
         features = torch.cat([self.vision_tower(chunk) for chunk in chunks]).unflatten(0, (batch, frames))
         return features if video_attention_mask is None else features * video_attention_mask[:, :, None]
+
+    @torch.no_grad()
+    def get_region_features(self, pixel_values_videos: Tensor) -> tuple[Tensor, Tensor]:
+        """[`get_video_features`] of `(B, T, 3, H, W)`, and those of the frames' patches, `(B, T, N, D)`, in one pass."""
+        batch, frames = pixel_values_videos.shape[:2]
+        chunks = pixel_values_videos.to(self.dtype).flatten(0, 1).split(_FRAMES_PER_CLIP_PASS)
+        parts = zip(*(encode_with_patches(self.vision_tower, chunk) for chunk in chunks), strict=True)
+        return tuple(torch.cat(part).unflatten(0, (batch, frames)) for part in parts)
 
     def get_clip(self) -> SailClip:
         """The frozen CLIP inside this model, with both towers.

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from numbers import Integral, Real
 from types import GeneratorType
 from typing import Any
@@ -17,7 +17,10 @@ from transformers.pipelines.base import ChunkPipeline
 from .chunking import SECONDS_A_FRAME, Chunk, chunk_bounds, events_a_chunk, join_chunks, sort_events
 from .clip_sail import check_captions, frame_times
 from .events_sail import settled
+from .generation_sail import SailGenerateOutput
+from .grounding_sail import seen_words
 from .loss_sail import cosines
+from .processing_sail import collate_labels
 from .video_processing_sail import resample_features
 from .video_reading import open_video, progress_over, uniform_times
 
@@ -25,6 +28,8 @@ logger = logging.getLogger(__name__)
 # Sentences whose CLIP text features have at least this cosine mean the same. In the playground's CLIPs these are 62 % of the
 # pairs of paraphrases, 1 to 3 % of those with another action, and none with another actor.
 _ALIKE = 0.9
+# What a model with a grounding head is given for pixels, by both of which CLIP passes once.
+_SEEN = ("video_features", "region_features")
 
 # What goes with captions that are there already; the other options say how sentences are generated.
 _WITH_CAPTIONS = {"fps", "frames_per_second", "alignment", "gap_level", "batch_size", "num_workers"}
@@ -73,6 +78,10 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             than captions, nor than are captioned.
         generate_kwargs (`dict`), or any field of the generation config by its name (`num_beams=1`): replaces the
             checkpoint's, as do `localization`, `alignment` and `gap_level`.
+
+        grounding (`bool`, defaults to `False`): each event also has `"words"`, where its content words are seen
+            ([`seen_words`]), in shares of the video's own frame whatever CLIP's crop left of it. Needs a model with a grounding
+            head; of stored features, rows with `region_features` `(L, N, D)` and `region_bounds`, as `training/extract_features.py` makes.
 
     Returns for each video a list of `{"start": s, "end": s, "text": str, "score": float}` in seconds, sorted by start;
     the score is the geometric mean of the probabilities of the sentence's tokens. With `captions` there is a `"gain"` in
@@ -130,8 +139,14 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         stride_length_s: float | None = None,
         frames_per_second: float | None = None,
         generate_kwargs: dict | None = None,
+        grounding: bool = False,
         **generation,
     ):
+        if grounding and self.model.grounding_head is None:
+            raise ValueError(
+                "This model cannot say where words are seen: it has no grounding head. Train one with "
+                "--model_config '{\"grounding\": true}' (docs/grounding.md)."
+            )
         if twice := generation.keys() & (generate_kwargs or {}).keys():
             raise ValueError(f"Given twice, by name and in `generate_kwargs`: {', '.join(sorted(twice))}.")
         generation = {name: x for name, x in {**generation, **(generate_kwargs or {})}.items() if x is not None}
@@ -160,7 +175,8 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
                 f"`stride_length_s` must be less than half of `chunk_length_s` ({length:g}), found {stride}."
             )
         counted = {} if num_events is None else {"num_events": num_events}
-        return {**reading, **counted, **generation}, generation, {**counted, **generation}
+        grounds = {"grounding": True} if grounding else {}
+        return {**reading, **counted, **generation}, {**grounds, **generation}, {**counted, **generation}
 
     def _chunk_length(self, chunk_length_s: float | None) -> float | None:
         """Seconds that are captioned at once, as asked for or by default; None for a video of any length."""
@@ -194,8 +210,16 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             features, duration = self._stored_features(video)
             chunks = chunk_bounds(duration, None, None)
             parts = features.split(size) if captions else [resample_features(features, size)]
+            regions = {}
+            if self.model.grounding_head is not None and "region_features" in video and not captions:
+                if "region_bounds" not in video:
+                    raise ValueError("A row with `region_features` needs `region_bounds`, what CLIP saw of the frames.")
+                regions["seen"] = tuple(map(float, video["region_bounds"]))
+                patches = torch.as_tensor(np.asarray(video["region_features"]))
+                resampled = resample_features(patches.flatten(1), size).unflatten(1, patches.shape[1:])
+                regions["region_features"] = resampled[None]
             for part, piece in self._plan(chunks, lambda chunk: parts, captions, num_events):
-                yield {**piece, **_padded("video_features", part, size)}
+                yield {**piece, **_padded("video_features", part, size), **regions}
             return
         if captions:
             frames_per_second = frames_per_second or 2.0
@@ -223,8 +247,11 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
 
             plan = self._plan(chunks, times_of, captions, num_events)
             for times, piece in progress_over(plan, reader.name, "part"):
-                frames = processor.process_frames(reader.frames_at(times))
-                yield {**piece, **_padded("pixel_values_videos", frames, size)}
+                images = reader.frames_at(times)
+                first = next(images)
+                seen = processor.seen_bounds(*first.shape[:2])
+                frames = processor.process_frames(chain([first], images))
+                yield {**piece, **_padded("pixel_values_videos", frames, size), "seen": seen}
 
     def _plan(
         self,
@@ -266,7 +293,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             raise ValueError(f"A row of stored features needs the video's `duration` in seconds, found {duration!r}.")
         return features, float(duration)
 
-    def _forward(self, inputs: dict[str, Any], **generation):
+    def _forward(self, inputs: dict[str, Any], grounding: bool = False, **generation):
         kind = "video_features" if "video_features" in inputs else "pixel_values_videos"
         frames, is_chunk = inputs[kind], inputs["is_chunk"].cpu()
         # What is no tensor comes as a list in a batch, and as it is where there is none.
@@ -277,15 +304,24 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         events: list[list[dict]] = [[] for _ in bounds]
         if is_chunk.any():
             rows = is_chunk.nonzero().flatten().tolist()
+            seen = {kind: frames[rows]}
+            if "region_features" in inputs:
+                seen["region_features"] = inputs["region_features"][rows]
+            elif kind == "pixel_values_videos" and self.model.grounding_head is not None:
+                seen = dict(zip(_SEEN, self.model.model.get_region_features(frames[rows]), strict=True))
             outputs = self.model.generate(
-                **{kind: frames[rows]},
+                **seen,
                 num_events=inputs["num_events"][rows] if "num_events" in inputs else None,
                 tokenizer=self.processor.tokenizer,
                 **generation,
             )
             starts, ends = zip(*[bounds[row][:2] for row in rows], strict=True)
             durations = [end - start for start, end in zip(starts, ends, strict=True)]
-            found = self.processor.post_process_dense_captioning(outputs, durations, starts)
+            words = None
+            if grounding:
+                crops = inputs["seen"] if is_batch else [inputs["seen"]]
+                words = self._words(outputs, seen, [(*bounds[row][:2], crops[row]) for row in rows])
+            found = self.processor.post_process_dense_captioning(outputs, durations, starts, words)
             for row, of_chunk in zip(rows, found, strict=True):
                 events[row] = of_chunk
         if not is_chunk.all():
@@ -298,6 +334,36 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             name: inputs[name] for name in ("is_last", "is_chunk", "num_frames", "bounds", "captions", "ends_chunk")
         }
         return {**kept, "features": features, "events": events if is_batch else events[0]}
+
+    def _words(
+        self, outputs: SailGenerateOutput, seen: dict[str, torch.Tensor], of_videos: list[tuple[float, float, tuple]]
+    ) -> list[list[dict[str, Any]]]:
+        """Where the words of each sentence are seen, from the videos' start and end in seconds and what CLIP saw of their frames."""
+        if "region_features" not in seen:
+            raise ValueError(
+                "Where words are seen takes `region_features` beside a row's `video_features`: extract them."
+            )
+        for x0, y0, x1, y1 in {crop for *_, crop in of_videos}:
+            if min(x1 - x0, y1 - y0) < 1:
+                logger.warning(
+                    f"CLIP saw {x0:.0%} to {x1:.0%} of the frames' width and {y0:.0%} to {y1:.0%} of their height: words are looked "
+                    "for there alone."
+                )
+        texts = self.processor.tokenizer.batch_decode(outputs.sequences, skip_special_tokens=True)
+        # A sentence of no words has labels like others, and nothing is asked of them.
+        texts = [" ".join(text.split()) or "." for text in texts]
+        counts = outputs.num_events.tolist()
+        by_video = [texts[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]
+        labels = collate_labels([self.processor.caption_labels(of_video) for of_video in by_video])["event_labels"]
+        features, frame_mask = self.model.model.prepare_features(video_features=seen["video_features"])
+        located = (outputs.event_masks, outputs.num_events, labels, seen["region_features"])
+        attention = iter(self.model.ground_events(features, frame_mask, *located))
+        found = []
+        for of_video, (start, end, crop) in zip(by_video, of_videos, strict=True):
+            times = uniform_times(features.shape[1], start, end).tolist()
+            rows = zip(of_video, attention, strict=False)
+            found += [seen_words(text, of, self.processor.word_positions(text), times, crop) for text, of in rows]
+        return found
 
     def postprocess(self, pieces: list[dict[str, Any]], **options) -> list[dict[str, Any]]:
         return sort_events(chain.from_iterable(self._events_of(pieces, **options)))

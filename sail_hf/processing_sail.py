@@ -176,18 +176,21 @@ class SailProcessor(SavedWithCode, ProcessorMixin):
         outputs: SailGenerateOutput,
         durations: Sequence[float] | torch.Tensor,
         starts: Sequence[float] | torch.Tensor | None = None,
+        words: Sequence[list[dict[str, Any]]] | None = None,
     ) -> list[list[dict[str, Any]]]:
         """Events of each video from [`SailForDenseVideoCaptioning.generate`].
 
         Args:
             durations: `(B,)` seconds that the frames span.
             starts: `(B,)` seconds at which they begin. Defaults to 0.
+            words: where the words of each row of `outputs.sequences` are seen ([`seen_words`]), for the events' `"words"`.
 
         Returns:
             For each video a list of `{"start": s, "end": s, "text": str, "score": float}` sorted by start, in seconds.
         """
         texts = self.tokenizer.batch_decode(outputs.sequences, skip_special_tokens=True)
-        rows = iter(zip(texts, outputs.scores.tolist(), strict=True))
+        told = [{} for _ in texts] if words is None else [{"words": of_event} for of_event in words]
+        rows = iter(zip(texts, outputs.scores.tolist(), told, strict=True))
         starts = [0.0] * len(durations) if starts is None else starts
         videos = []
         for index, count in enumerate(outputs.num_events.tolist()):
@@ -196,8 +199,8 @@ class SailProcessor(SavedWithCode, ProcessorMixin):
             bounds = np.stack([center - width / 2, center + width / 2], axis=1).clip(0, 1)
             seconds = float(starts[index]) + bounds * float(durations[index])
             events = []
-            for (start, end), (text, score) in zip(seconds.tolist(), rows, strict=False):
-                events.append({"start": start, "end": end, "text": " ".join(text.split()), "score": score})
+            for (start, end), (text, score, more) in zip(seconds.tolist(), rows, strict=False):
+                events.append({"start": start, "end": end, "text": " ".join(text.split()), "score": score, **more})
             videos.append(sorted(events, key=lambda event: (event["start"], event["end"])))
         return videos
 
