@@ -213,7 +213,9 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             regions = {}
             if self.model.grounding_head is not None and "region_features" in video and not captions:
                 if "region_bounds" not in video:
-                    raise ValueError("A row with `region_features` needs `region_bounds`, what CLIP saw of the frames.")
+                    raise ValueError(
+                        "A row with `region_features` needs `region_bounds`, what CLIP saw of the frames."
+                    )
                 regions["seen"] = tuple(map(float, video["region_bounds"]))
                 patches = torch.as_tensor(np.asarray(video["region_features"]))
                 resampled = resample_features(patches.flatten(1), size).unflatten(1, patches.shape[1:])

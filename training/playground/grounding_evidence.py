@@ -7,7 +7,7 @@ in the weight of the grounding loss alone, so that both have the head and see th
 videos with **true sentences**, at the times that aligning these with the frames gives, in the one frame that is labelled:
 
 * accuracy: IoU of at least .5 of the box of the attention's heat and the true one; **lift**: less that with the boxes of other
-  events of the same word; mass: share of the attention that is in the true box, in all frames of the event;
+  events of the same word; mass: share of that frame's attention that is in the true box;
 * beside the controls: boxes that look at no patch, the heat of another word of the sentence, another video's patches, a head that
   has learned nothing, the cosine of patch and word, and the best box that the grid of patches allows.
 
@@ -31,7 +31,7 @@ from torchvision.ops import box_iou
 from tqdm.auto import tqdm
 from train_clip import ClipArguments, train_clip
 from transformers import HfArgumentParser, set_seed
-from wide_world import KINDS, NUM_FRAMES, drawn_frames, render_wide_world, tightest
+from wide_world import KINDS, NUM_FRAMES, drawn_frames, render_wide_world
 from word_boxes import LEAST_CONFIDENCE, propagate
 from world import ACTIONS, FPS, actor_in
 
@@ -39,13 +39,23 @@ from sail_hf import SailDataCollator, SailForDenseVideoCaptioning
 from sail_hf.alignment_sail import align_ordered
 from sail_hf.clip_sail import load_clip
 from sail_hf.data import write_json, written_whole
-from sail_hf.grounding_sail import box_coverage, grid_of, heat_boxes
+from sail_hf.grounding_sail import grid_of, heat_boxes
 from sail_hf.loss_sail import cosines
+from sail_hf.metric_grounding import (
+    attention_mass,
+    center_boxes,
+    foreground_boxes,
+    grounding_lift,
+    localization_accuracy,
+    median_boxes,
+    other_word,
+    patch_text_boxes,
+)
 from sail_hf.trainer import caption_dataset
 from sail_hf.video_reading import open_video, uniform_times
 
-# Second stages: how much the loss weighs.
-STAGES = {"without the loss": 0.0, "with the loss": 0.1}
+# Second stages: how much the loss weighs. Neither has the negative pass, the dearest, which has no part in it.
+STAGES = {"with the loss": 0.1, "without the loss": 0.0}
 
 
 @dataclass
@@ -108,7 +118,7 @@ def train_models(folder: Path, seed: int, args: EvidenceArguments) -> None:
         if (folder / stage.replace(" ", "_") / "config.json").exists():
             continue
         start = {"model_name_or_path": str(folder / "first_stage")}
-        start["model_config"] = {"grounding": True, "grounding_loss_weight": weight}
+        start["model_config"] = {"grounding": True, "grounding_loss_weight": weight, "negative_loss_weight": 0.0}
         epochs = {"captioning_epochs": 0, "localization_epochs": args.grounding_epochs}
         run(folder / stage.replace(" ", "_"), of_model | own | start | epochs)
 
@@ -193,12 +203,13 @@ def look(
     return torch.stack(found)
 
 
-def word_cosines(clip, rows: datasets.Dataset, words: list[Word]) -> torch.Tensor:
-    """Cosines `(W, P)` of each word, as a text of its own, with the patches of its labelled frame."""
+def cosine_boxes(clip, rows: datasets.Dataset, words: list[Word]) -> torch.Tensor:
+    """Boxes `(W, 4)` of the patches of the labelled frames that are nearest to each word, as a text of its own."""
     names = sorted({word.word for word in words})
     texts = dict(zip(names, clip.encode_texts(names), strict=True))
-    patches = [torch.as_tensor(rows[video]["region_features"]).float() for video in range(len(rows))]
-    return torch.stack([cosines(texts[w.word][None, None], patches[w.video][None, w.frame])[0, 0] for w in words])
+    patches = [torch.as_tensor(rows[video]["region_features"]) for video in range(len(rows))]
+    of_words = torch.stack([patches[word.video][word.frame] for word in words])
+    return patch_text_boxes(of_words, torch.stack([texts[word.word] for word in words]))
 
 
 # What generated sentences say
@@ -245,58 +256,27 @@ def generated(
 # Scores
 
 
-def labelled_boxes(words: list[Word], attention: torch.Tensor) -> torch.Tensor:
-    """Boxes `(W, 4)` of the heat `(W, T, P)` in the labelled frames."""
-    frames = torch.tensor([word.frame for word in words])
-    return heat_boxes(attention[torch.arange(len(words)), frames])[0]
+def labelled_heat(words: list[Word], attention: torch.Tensor) -> torch.Tensor:
+    """Of shares `(W, T, P)` those in the labelled frames, `(W, P)`."""
+    return attention[torch.arange(len(words)), [word.frame for word in words]]
 
 
-def masses(words: list[Word], attention: torch.Tensor) -> list[float]:
-    """Share of each word's attention that is in its true boxes, in all frames of its event."""
-    found = []
-    for word, heat in zip(words, attention, strict=True):
-        inside = box_coverage(torch.tensor(list(word.boxes.values())), grid_of(heat.shape[-1]))
-        found.append((heat[list(word.boxes)] * inside).sum().item())
-    return found
-
-
-def score(words: list[Word], boxes: torch.Tensor, mass: list[float] | None = None) -> dict[str, dict[str, float]]:
-    """Of each kind of word accuracy, lift and mean IoU, and the mean of the masses."""
-    true = torch.tensor([word.box for word in words])
-    found = {}
+def score(words: list[Word], boxes: torch.Tensor, heat: torch.Tensor | None = None) -> dict[str, dict[str, float]]:
+    """Of each kind of word accuracy and lift of boxes `(W, 4)`, and the mean mass of heat `(W, P)` in the true boxes."""
+    true, found = torch.tensor([word.box for word in words]), {}
     for kind in KINDS:
         own = [i for i, word in enumerate(words) if word.kind == kind]
         names = [words[i].word for i in own]
-        iou = box_iou(boxes[own], true[own])
-        found[kind] = {"accuracy": localization_accuracy(iou.diagonal(), names)}
-        found[kind]["lift"] = grounding_lift(boxes[own], true[own], names)
-        found[kind]["iou"] = iou.diagonal().mean().item()
-        if mass:
-            found[kind]["mass"] = float(np.mean([mass[i] for i in own]))
+        accuracy = localization_accuracy(box_iou(boxes[own], true[own]).diagonal(), names)
+        found[kind] = {"accuracy": accuracy, "lift": grounding_lift(boxes[own], true[own], names)}
+        if heat is not None:
+            found[kind]["mass"] = attention_mass(heat[own], true[own]).mean().item()
     return found
 
 
-def blind_boxes(words: list[Word], training_words: list[Word]) -> dict[str, torch.Tensor]:
-    """Boxes that look at no patch: of each word's median size amid the picture, and each word's median training box.
-
-    Those of its kind for a word that is in no training sentence.
-    """
-    boxes: dict[str, list] = {}
-    for word in training_words:
-        for name in (word.word, word.kind):
-            boxes.setdefault(name, []).append(word.box)
-    names = [word.word if word.word in boxes else word.kind for word in words]
-    median = {name: torch.tensor(own).quantile(0.5, 0) for name, own in boxes.items()}
-    half = {
-        name: torch.tensor(own).unflatten(1, (2, 2)).diff(dim=1)[:, 0].quantile(0.5, 0) / 2
-        for name, own in boxes.items()
-    }
-    return {
-        "amid the picture, the word's median size": torch.stack(
-            [torch.cat([0.5 - half[n], 0.5 + half[n]]) for n in names]
-        ),
-        "the word's median training box": torch.stack([median[name] for name in names]),
-    }
+def score_heat(words: list[Word], heat: torch.Tensor) -> dict[str, dict[str, float]]:
+    """[`score`] of where heat `(W, P)` lies."""
+    return score(words, heat_boxes(heat)[0], heat)
 
 
 def best_grid_boxes(words: list[Word], num_patches: int) -> torch.Tensor:
@@ -339,40 +319,39 @@ def evaluate(folder: Path, args: EvidenceArguments) -> dict[str, Any]:
     training = datasets.load_dataset(str(folder / "dataset"), split="train").with_format("numpy")
     words, training_words = read_words(world, "test", rows), read_words(world, "train", training)
     results: dict[str, Any] = {"sentences": {}, "num_words": len(words)}
-    looks, found = {}, {}
+    found, heat = {}, {}
     for stage in STAGES:
-        name = str(folder / stage.replace(" ", "_"))
-        model, processor = train.build_model(train.ModelArguments(model_name_or_path=name))
-        looks[stage] = look(model, processor, rows, words)
-        found[stage] = score(words, labelled_boxes(words, looks[stage]), masses(words, looks[stage]))
+        model, processor = load(folder / stage.replace(" ", "_"))
+        heat[stage] = labelled_heat(words, look(model, processor, rows, words))
+        found[stage] = score_heat(words, heat[stage])
         results["sentences"][stage] = generated(model, processor, rows, bystanders(world, rows))
-    other = looks["with the loss"][other_words(words)]
-    found["another word's box"] = score(words, labelled_boxes(words, other), masses(words, other))
+    model, processor = load(folder / "with_the_loss")
+    others = other_word([(word.video, word.event) for word in words], [word.word for word in words])
+    found["another word's heat"] = score_heat(words, heat["with the loss"][others])
     shifted = look(model, processor, rows, words, shift=1)
-    found["another video's patches"] = score(words, labelled_boxes(words, shifted), masses(words, shifted))
-    fresh, _ = train.build_model(
-        train.ModelArguments(model_name_or_path=str(folder / "first_stage"), model_config={"grounding": True})
-    )
+    found["another video's patches"] = score_heat(words, labelled_heat(words, shifted))
+    fresh, _ = load(folder / "first_stage", grounding=True)
     untrained = look(fresh, processor, rows, words)
-    found["a head that has learned nothing"] = score(words, labelled_boxes(words, untrained), masses(words, untrained))
-    cosine = word_cosines(load_clip(str(folder / "clip")), rows, words)
-    found["cosine of patch and word"] = score(words, heat_boxes(cosine)[0])
-    blind = blind_boxes(words, training_words)
-    blind["all that is in the foreground (true boxes)"] = foreground(world, rows, words)
-    blind["the best box of the grid (true boxes)"] = best_grid_boxes(words, cosine.shape[1])
-    found |= {name: score(words, boxes) for name, boxes in blind.items()}
-    results["words"] = found
+    found["a head that has learned nothing"] = score_heat(words, labelled_heat(words, untrained))
+    medians = median_boxes(
+        [word.word for word in words],
+        [word.word for word in training_words],
+        torch.tensor([word.box for word in training_words]),
+    )
+    boxes = {
+        "cosine of patch and word": cosine_boxes(load_clip(str(folder / "clip")), rows, words),
+        "the word's median training box": medians,
+        "as large, amid the picture": center_boxes(medians),
+        "all that is in the foreground (true boxes)": foreground(world, rows, words),
+        "the best box of the grid (true boxes)": best_grid_boxes(words, untrained.shape[-1]),
+    }
+    results["words"] = found | {name: score(words, own) for name, own in boxes.items()}
     results["propagation"] = propagation(training_words, training)
     return results
 
 
-def other_words(words: list[Word]) -> list[int]:
-    """Of each word the index of the next one of its sentence, the first after the last."""
-    of_sentence: dict[tuple[int, int], list[int]] = {}
-    for i, word in enumerate(words):
-        of_sentence.setdefault((word.video, word.event), []).append(i)
-    following = {i: own[(k + 1) % len(own)] for own in of_sentence.values() for k, i in enumerate(own)}
-    return [following[i] for i in range(len(words))]
+def load(folder: Path, **fields) -> tuple[SailForDenseVideoCaptioning, Any]:
+    return train.build_model(train.ModelArguments(model_name_or_path=str(folder), model_config=fields))
 
 
 def bystanders(world: Path, rows: datasets.Dataset) -> list[list[str]]:
@@ -382,34 +361,15 @@ def bystanders(world: Path, rows: datasets.Dataset) -> list[list[str]]:
 
 
 def foreground(world: Path, rows: datasets.Dataset, words: list[Word]) -> torch.Tensor:
-    """The tightest box around the action and the bystander in each word's labelled frame."""
+    """The tightest box `(W, 4)` around the action and the bystander in each word's labelled frame."""
     boxes = json.loads((world / "boxes_test.json").read_text())
+    ids, durations = rows["video_id"], rows["duration"]
     found = []
     for word in words:
-        row = rows[word.video]
-        event = boxes[str(row["video_id"])][word.event]
-        frame = int(drawn_frames(round(float(row["duration"]) * FPS))[word.frame]) - event["start"]
-        found.append(tightest([event["action"][frame], event["bystander"]]))
-    return torch.tensor(found)
-
-
-def localization_accuracy(iou: torch.Tensor, names: list[str]) -> float:
-    """Share of IoUs of at least .5, mean over words (as ActivityNet-Entities' over classes)."""
-    of_word: dict[str, list[bool]] = {}
-    for value, name in zip(iou.tolist(), names, strict=True):
-        of_word.setdefault(name, []).append(value >= 0.5)
-    return float(np.mean([np.mean(hits) for hits in of_word.values()]))
-
-
-def grounding_lift(boxes: torch.Tensor, true: torch.Tensor, names: list[str]) -> float:
-    """[`localization_accuracy`] less that with the boxes of all other events of the same word."""
-    iou, kept, lifts = box_iou(boxes, true) >= 0.5, torch.tensor([hash(name) for name in names]), []
-    for name in dict.fromkeys(names):
-        own = (kept == hash(name)).nonzero().flatten()
-        if len(own) > 1:
-            hits = iou[own][:, own].float()
-            lifts.append(hits.diagonal().mean() - (hits.sum() - hits.trace()) / (len(own) * (len(own) - 1)))
-    return float(np.mean(lifts)) if lifts else float("nan")
+        event = boxes[str(ids[word.video])][word.event]
+        frame = int(drawn_frames(round(float(durations[word.video]) * FPS))[word.frame]) - event["start"]
+        found.append(torch.tensor([event["action"][frame], event["bystander"]]))
+    return foreground_boxes(found)
 
 
 # Tables and pictures
@@ -462,7 +422,7 @@ def draw(folder: Path, pictures: Path, number: int, most_frames: int = 8) -> Non
 
     rows = datasets.load_dataset(str(folder / "dataset"), split="test").with_format("numpy").select(range(number))
     words = read_words(folder / "playground", "test", rows)
-    model, processor = train.build_model(train.ModelArguments(model_name_or_path=str(folder / "with_the_loss")))
+    model, processor = load(folder / "with_the_loss")
     attention = look(model, processor, rows, words)
     pictures.mkdir(parents=True, exist_ok=True)
     for video, row in enumerate(rows):
