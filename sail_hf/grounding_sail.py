@@ -70,14 +70,15 @@ class SailGroundingHead(nn.Module):
         log_weights = regions.log_weights.repeat_interleave(copies, 0)
         num_patches = regions.keys.shape[2]
         queries = self.q_proj(hidden_states) * self.q_proj.out_features**-0.5
+        # Unbound, so that each video's gradient is of its own patches' size, not of all videos'.
+        keys, all_values = regions.keys.flatten(1, 2).unbind(), regions.values.flatten(1, 2).unbind()
         order, found, looked = [], [], []
         for video in videos.unique().tolist():  # the patches of a video are many: no copies of them for its rows
             rows = (videos == video).nonzero().flatten().to(queries.device)
-            scores = queries[rows] @ regions.keys[video].flatten(0, 1).T
+            scores = queries[rows] @ keys[video].T
             scores = scores.float() + log_weights[rows].float().repeat_interleave(num_patches, 1)[:, None]
             log_attention = scores.log_softmax(-1)
-            values = regions.values[video].flatten(0, 1)
-            found.append(log_attention.exp().to(values.dtype) @ values)
+            found.append(log_attention.exp().to(all_values[video].dtype) @ all_values[video])
             looked.append(log_attention.unflatten(-1, (-1, num_patches)))
             order.append(rows)
         back = torch.cat(order).argsort()
