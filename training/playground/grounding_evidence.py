@@ -109,6 +109,7 @@ def make_world(folder: Path, seed: int, args: EvidenceArguments) -> None:
 def train_models(folder: Path, seed: int, args: EvidenceArguments) -> None:
     """The first stage, and from it the second stages that are not there yet."""
     own = {"dataset": str(folder / "dataset"), "seed": seed, "method": "sail-align"}
+    own |= {"save_strategy": "epoch", "save_total_limit": 1}
     if not (folder / "first_stage" / "config.json").exists():
         parts = {part: str(folder / part) for part in ("clip", "decoder")}
         epochs = {"captioning_epochs": args.captioning_epochs, "localization_epochs": 0}
