@@ -74,6 +74,8 @@ def _add_caption(parser: argparse.ArgumentParser) -> None:
         choices=("masks", "cohesion", "alignment"),
         help="how events are localised (default: as the model says)",
     )
+    text = "where the words are seen, too: in json, and in html under the pointer (of a model with a grounding head)"
+    add("--grounding", action="store_true", help=text)
     text = "with alignment: frames looked at for finer times (default: those that are captioned)"
     add("--frames-per-second", type=_positive_float, metavar="N", help=text)
     text = (
@@ -106,7 +108,8 @@ def _add_align(parser: argparse.ArgumentParser) -> None:
 
 def _add_find(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("videos", nargs="+", metavar="VIDEO", help=_VIDEOS)
+    text = f"{_VIDEOS}; or a data set of extract_features.py (folder or .parquet), whose features are searched"
+    add("videos", nargs="+", metavar="VIDEO", help=text)
     add("query", metavar="SENTENCE", help='what to find, such as "a man lifts the bar"')
     add("--also", action="append", default=[], metavar="SENTENCE", help="a further sentence, any number of times")
     _add_clip(parser)

@@ -80,6 +80,7 @@ def load_pipeline(args: Namespace) -> "DenseVideoCaptioningPipeline":
 
     options = {name: getattr(args, name) for name in ("num_events", "localization", "frames_per_second")}
     options |= {"chunk_length_s": args.chunk_length, "stride_length_s": args.stride, "dtype": args.dtype}
+    options["grounding"] = args.grounding or None
     options = {name: value for name, value in options.items() if value is not None}
     with calm_libraries(args):
         pipe = pipeline("dense-video-captioning", model=args.model, device=device, trust_remote_code=False, **options)

@@ -1,4 +1,4 @@
-"""`sail find`: the stretches of videos that fit a sentence."""
+"""`sail find`: the stretches of videos, or of a data set's stored features, that fit a sentence."""
 
 import sys
 from argparse import Namespace
@@ -6,25 +6,33 @@ from pathlib import Path
 
 from .cli_align import load_clip_of
 from .cli_videos import Documents, Events, check_writable, expand_videos, is_url, run_over, stem_of, usable
+from .data import find_videos
 from .hub_names import check_clip_name, check_model_name
 
 
 def run(args: Namespace) -> int:
     """Everything that can be checked is checked before a CLIP is loaded. Returns the exit status."""
-    videos, queries = expand_videos(args.videos), [args.query, *args.also]
+    queries = [args.query, *args.also]
     if not all(map(str.strip, queries)):
         raise ValueError("A sentence to find is empty.")
+    stored = stored_videos(args)
+    videos = [*stored, *expand_videos([name for name in args.videos if not data_set_files(name)])]
     documents = Documents(videos, args.format, args.output, args.embed, args.transcode)
     if args.clips and (addresses := list(filter(is_url, videos))):
         raise ValueError(f"--clips cuts files, and {addresses[0]} is an address: download it first.")
     for folder in filter(None, (args.clips, args.features)):
         check_writable(folder)
-    given, reasons = usable(videos)
+    given, reasons = usable(videos[len(stored) :])
     check_clip_name(args.clip) if args.clip else check_model_name(args.model)
-    features: dict = {}
-    if given:
+    features: dict = dict(stored)
+    if given or stored:
         clip = load_clip_of(args)
         from .finding import stored_features
+
+        size = clip.vision_config.model_cfg["embed_dim"]
+        for video, (frames, _) in stored.items():
+            if frames.shape[1] != size:
+                raise ValueError(f"{video} has stored features of size {frames.shape[1]}, and the CLIP's have {size}.")
 
         def read():
             for video in given:
@@ -34,7 +42,7 @@ def run(args: Namespace) -> int:
                 except Exception as error:  # one video must not end the others
                     yield video, error
 
-        status = run_over(read(), documents, reasons, "Reading", args.quiet or len(given) == 1)
+        status = run_over(read(), documents, reasons, "Reading", args.quiet or len(given) < 2) if given else 0
     else:
         status = run_over(iter(()), documents, reasons, "Reading", args.quiet)
     if not features:
@@ -55,6 +63,26 @@ def run(args: Namespace) -> int:
     else:
         print(format_found(found))
     return status
+
+
+def data_set_files(name: str) -> list[str]:
+    """Parquet files of features that a name stands for; a folder with videos stands for these."""
+    path = Path(name)
+    if path.suffix == ".parquet" and path.is_file():
+        return [name]
+    return sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() and not find_videos(path) else []
+
+
+def stored_videos(args: Namespace) -> dict:
+    """Features and durations of the data sets among `args.videos`, by video id."""
+    stored: dict = {}
+    for files in filter(None, map(data_set_files, args.videos)):
+        from .finding import data_set_features  # torch
+
+        stored |= data_set_features(files)
+    if stored and (args.clips or "html" in (args.format or ())):
+        raise ValueError("Stored features have no video to cut or to show: leave out --clips and --format html.")
+    return stored
 
 
 def without_video(event: dict) -> dict:

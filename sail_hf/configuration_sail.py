@@ -127,6 +127,9 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
         `"queries"`: event queries, as the paper. `"progress"`: frames that drive a video's progress from event to event
         (`SailProgressMaskGenerator`; its hidden width is `mask_decoder_ffn_dim`). `"fixed"`: equal widths, uniformly spread
         (Figure 2a). `"cohesion"`: stretches whose frames are alike, without anything learned (`segments_sail.py`).
+    event_counter (`bool`, defaults to `False`):
+        Whether the model can tell the number of events from the frames (`SailEventCounter`), for `counting="frames"` of
+        `generate`. `training/fit_event_counter.py` sets it.
     mask_type (`str`, defaults to `"gaussian"`):
         `"gaussian"` (Eq. 1), `"cauchy"` or `"hard"` (Table 7).
     mask_temperature (`float`, defaults to 2.0):
@@ -168,8 +171,9 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     knows_only (`str`, *optional*):
         Where that is little, what the model knows, such as "the rendered world of the playground": said on its card, and by
         a warning once it generates captions.
-    initializer_range, position_initializer_range (`float`, default to 0.02):
-        Standard deviations of initial weights, and of the initial positions of frames (ILCACM's code: 1.0).
+    initializer_range, position_initializer_range, mask_position_initializer_range (`float`, default to 0.02, 0.02, 1.0):
+        Standard deviations of initial weights, and of the initial positions of the frames that the video encoder and the event
+        queries see (ILCACM's code: 1.0 for both; with 0.02 event queries hardly learn to look, see `docs/results.md`).
     """
 
     model_type = "sail"
@@ -191,6 +195,7 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     dropout: float | int = 0.1
     mask_input_dropout: float | int = 0.0
     mask_generator: Literal["queries", "progress", "fixed", "cohesion"] = "queries"
+    event_counter: bool = False
     mask_type: Literal["gaussian", "cauchy", "hard"] = "gaussian"
     mask_temperature: float | int = 2.0
     transition_width: float | int = 0.6
@@ -220,6 +225,7 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     knows_only: str | None = None
     initializer_range: float | int = 0.02
     position_initializer_range: float | int = 0.02
+    mask_position_initializer_range: float | int = 1.0
 
     @classmethod
     def for_method(cls, method: str, **fields) -> "SailConfig":

@@ -111,6 +111,28 @@ def stored_features(
     return half.float(), duration
 
 
+def data_set_features(files: Sequence[str]) -> dict[str, tuple[Tensor, float]]:
+    """Features `(T, D)` and durations in seconds of the videos of a data set, by their ids.
+
+    Raises:
+        ValueError: a column is missing, or two rows have one id.
+    """
+    import datasets
+
+    rows = datasets.load_dataset("parquet", data_files=list(files), split="train", streaming=True)
+    columns = ["video_id", "duration", "video_features"]
+    if missing := set(columns) - set(rows.features):
+        raise ValueError(f"{files[0]} lacks {', '.join(sorted(missing))}: training/extract_features.py writes them.")
+    found: dict[str, tuple[Tensor, float]] = {}
+    for row in rows.select_columns(columns).with_format("numpy"):
+        video = str(row["video_id"])
+        if video in found:
+            raise ValueError(f"{files[0]}: two rows have the id {video}: give one file of its folder.")
+        features = np.stack([np.asarray(frame, dtype=np.float32) for frame in row["video_features"]])
+        found[video] = torch.from_numpy(features), float(row["duration"])
+    return found
+
+
 def _key(clip: "SailClip", video: str, frames_per_second: float) -> str:
     digest = hashlib.sha256(f"{clip.vision_config.to_json_string()} {frames_per_second}".encode())
     weights = next(clip.model.visual.parameters()).detach().float().cpu()

@@ -35,6 +35,7 @@ LOCALIZATION_DEFAULTS = {
     "alignment": "ordered",
     "gap_level": 0.0,
     "stated_count": False,
+    "counting": "captions",
     "repeat_level": 1.0,
     "support_level": -1.0,
 }
@@ -122,6 +123,9 @@ class SailGenerationMixin(GenerationMixin):
           covers is captioned from its own mask, and an event goes whose sentence has a lower mean cosine with its frames.
           `training/choose_levels.py` finds both levels.
 
+        How many events there are, the whole-video caption says; with `counting="frames"`, the most likely number by the frames
+        ([`SailEventCounter`]), for the first two localizations, and no whole-video caption is made.
+
         Args:
             video_features, pixel_values_videos, video_attention_mask, durations, region_features: as in `forward`.
             num_events: `(B,)`, number of events of each video.
@@ -157,7 +161,9 @@ class SailGenerationMixin(GenerationMixin):
         if config.localization == "alignment":
             return self._generate_aligned(features, frame_mask, num_events, tokenizer, config, passed)
         full_sequences = None
-        if num_events is None:
+        if num_events is None and config.counting == "frames":
+            num_events = self.model.event_counter(features, frame_mask).argmax(1) + 1
+        elif num_events is None:
             full_sequences = self.describe(features, frame_mask, tokenizer, config, **passed)
             sentences = [len(self.split_sentences(row)) for row in full_sequences.tolist()]
             num_events = torch.tensor(sentences, device=features.device).clamp(1, self.config.num_queries)
@@ -395,6 +401,17 @@ class SailGenerationMixin(GenerationMixin):
         if config.localization not in ("masks", "cohesion", "alignment"):
             raise ValueError(
                 f"`localization` must be 'masks', 'cohesion' or 'alignment', found {config.localization!r}."
+            )
+        if config.counting not in ("captions", "frames"):
+            raise ValueError(f"`counting` must be 'captions' or 'frames', found {config.counting!r}.")
+        if config.counting == "frames" and config.localization == "alignment":
+            raise ValueError(
+                "With localization='alignment' there are as many events as sentences: `counting='frames'` needs another."
+            )
+        if config.counting == "frames" and self.model.event_counter is None:
+            raise ValueError(
+                "This model cannot count events by frames (config.event_counter is False): "
+                "`training/fit_event_counter.py` teaches it."
             )
         if config.alignment not in ALIGNMENTS:
             raise ValueError(f"`alignment` must be one of {', '.join(ALIGNMENTS)}, found {config.alignment!r}.")

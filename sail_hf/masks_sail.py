@@ -98,7 +98,7 @@ class SailMaskGenerator(nn.Module):
     def initialize(self, config: SailConfig) -> None:
         """Initial values of what no layer of torch holds."""
         init.normal_(self.queries, std=1.0)
-        init.normal_(self.position_embeddings, std=config.position_initializer_range)
+        init.normal_(self.position_embeddings, std=config.mask_position_initializer_range)
 
 
 class SailProgressMaskGenerator(nn.Module):

@@ -14,6 +14,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .clip_sail import SailClip, load_clip
 from .clip_towers import build_towers, clip_tokenizer, encode_with_patches
 from .configuration_sail import SailConfig
+from .counting_sail import SailEventCounter
 from .generation_sail import SailGenerationMixin, default_generation_config
 from .grounding_sail import Regions, SailGroundingHead, looking_at
 from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder
@@ -105,7 +106,8 @@ class SailPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, (SailAttention, SailVideoEncoder, SailGroundingHead, *MASK_GENERATORS.values())):
+        own = (SailAttention, SailVideoEncoder, SailEventCounter, SailGroundingHead, *MASK_GENERATORS.values())
+        if isinstance(module, own):
             module.initialize(self.config)
         elif type(module).__module__.startswith(("open_clip.", "timm.")) and not isinstance(module, nn.LayerNorm):
             for parameter in module.parameters(recurse=False):
@@ -144,6 +146,7 @@ class SailModel(SailPreTrainedModel):
                 tower.requires_grad_(False)
         self.video_encoder = SailVideoEncoder(config)
         self.mask_generator = MASK_GENERATORS[config.mask_generator](config)
+        self.event_counter = SailEventCounter(config) if config.event_counter else None
         check_size(self)
         self.post_init()
 

@@ -311,6 +311,10 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
                 seen["region_features"] = inputs["region_features"][rows]
             elif kind == "pixel_values_videos" and self.model.grounding_head is not None:
                 seen = dict(zip(_SEEN, self.model.model.get_region_features(frames[rows]), strict=True))
+            if grounding and "region_features" not in seen:
+                raise ValueError(
+                    "To ground words, a row needs `region_features` beside its `video_features`: extract them."
+                )
             outputs = self.model.generate(
                 **seen,
                 num_events=inputs["num_events"][rows] if "num_events" in inputs else None,
@@ -341,13 +345,9 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         self, outputs: SailGenerateOutput, seen: dict[str, torch.Tensor], of_videos: list[tuple[float, float, tuple]]
     ) -> list[list[dict[str, Any]]]:
         """Where the words of each sentence are seen, from the videos' start and end in seconds and what CLIP saw of their frames."""
-        if "region_features" not in seen:
-            raise ValueError(
-                "Where words are seen takes `region_features` beside a row's `video_features`: extract them."
-            )
         for x0, y0, x1, y1 in {crop for *_, crop in of_videos}:
             if min(x1 - x0, y1 - y0) < 1:
-                logger.warning(
+                logger.warning_once(
                     f"CLIP saw {x0:.0%} to {x1:.0%} of the frames' width and {y0:.0%} to {y1:.0%} of their height: words are looked "
                     "for there alone."
                 )

@@ -46,6 +46,13 @@ def span_sums(values: Tensor, start: Tensor, end: Tensor, stride: int) -> Tensor
     return totals[..., end] - totals[..., start]
 
 
+def with_one_more(before: Tensor, table: Tensor, gaps: Tensor) -> Tensor:
+    """Log weights `(..., S + 1)` of what lies before each step with one more event done: an event `table` `(..., S + 1, S + 1)`
+    from step to step, and gaps, which weigh `gaps` `(..., S + 1)` from the start on."""
+    ended = (before[..., None] + table).logsumexp(-2)
+    return (ended - gaps).logcumsumexp(-1) + gaps
+
+
 def span_probabilities(
     weights: Tensor, gap_cost: Tensor, counts: Tensor, lengths: Tensor, start: Tensor, end: Tensor, num_steps: int
 ) -> tuple[Tensor, Tensor]:
@@ -69,8 +76,7 @@ def span_probabilities(
     # Log weights of what lies before a step with i events done, and of what follows it.
     before = [gaps]
     for i in range(count):
-        ended = (before[i][:, :, None] + table[:, i]).logsumexp(1)
-        before.append((ended - gaps).logcumsumexp(1) + gaps)
+        before.append(with_one_more(before[i], table[:, i], gaps))
     rest = -gap_cost[:, None] * (lengths[:, None] - steps)
     rest = rest.masked_fill(steps > lengths[:, None], -math.inf)
     after = [rest.where(counts[:, None] == count, -math.inf)]
@@ -120,6 +126,32 @@ def cohesion(features: Tensor, frame_mask: Tensor, start: Tensor, end: Tensor, s
     sums = functional.pad(gram.cumsum(1).cumsum(2), (1, 0, 1, 0))[:, edges][:, :, edges]
     square = sums[:, end, end] - sums[:, start, end] - sums[:, end, start] + sums[:, start, start]
     return square / ((edges[end] - edges[start]) + COHESION_FRAMES) / size.clamp(min=1e-12)
+
+
+@torch.no_grad()
+def count_evidence(features: Tensor, frame_mask: Tensor, most: int) -> Tensor:
+    """Log weights `(B, most)` of all segmentations of a video into 1, 2, ..., `most` events by the frames' cohesion.
+
+    `features`: `(B, T, D)`; `frame_mask`: `(B, T)`. -inf for more events than steps of time. As [`cohesive_spans`] weighs spans;
+    how many events these weights speak for is learned ([`SailEventCounter`]).
+    """
+    stride = frames_a_step(features.shape[1])
+    num_steps = math.ceil(features.shape[1] / stride)
+    start, end, _ = all_spans(num_steps, features.device)
+    lengths = (frame_mask.sum(1).long() + stride - 1) // stride
+    counts = torch.arange(1, most + 1, device=features.device)
+    weights = COHESION_WEIGHT * cohesion(features, frame_mask, start, end, stride)
+    weights = weights.masked_fill(end > lengths[:, None], -math.inf)
+    by_count = length_weights(counts.repeat(len(lengths)), lengths.repeat_interleave(most), start, end)
+    steps = torch.arange(num_steps + 1, device=features.device)
+    table = weights.new_full((len(lengths), most, len(steps), len(steps)), -math.inf)
+    table[:, :, start, end] = weights[:, None] + by_count.unflatten(0, (-1, most))
+    gaps = (-GAP_COST / lengths[:, None] * steps)[:, None]
+    before, found = gaps.expand(-1, most, -1), []
+    for i in range(most):
+        before = with_one_more(before, table, gaps)
+        found.append(before[:, i].gather(1, lengths[:, None])[:, 0])
+    return torch.stack(found, 1)
 
 
 @torch.no_grad()

@@ -24,6 +24,8 @@ _CHARACTERS_PER_LINE = 64
 _REFERENCE_COLOR, _MISSED_COLOR = "#6b7280", "#dc2626"
 # An event whose IoU with every prediction is at most this is missed at all thresholds of the scores.
 _MISSED_TIOU = 0.3
+# Frames of a word that are drawn: those next to the best one.
+_FRAMES_OF_A_WORD = 5
 # Events whose spans have more are as good as one.
 _SAME_TIOU = 0.95
 # A page that holds a video of at most this many MB can be mailed, and is opened by every browser.
@@ -124,6 +126,51 @@ def plot_events(
     return figure
 
 
+def plot_words(video: Any, event: Mapping[str, Any], fps: float | None = None):
+    """Draw where the words of an event are seen: of each word its frames with the box, and with the heat in the best one.
+
+    Args:
+        video: of any kind that [`open_video`] takes; fps: its frames per second, where it is an array or a list of images.
+        event: one of the pipeline's with `grounding=True`.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: an event without words that are seen, an unreadable video.
+    """
+    from matplotlib.figure import Figure
+
+    from .video_reading import open_video
+
+    if not event.get("words"):
+        raise ValueError("Expected an event with `words`, as the pipeline gives with grounding=True, found none.")
+    columns = min(_FRAMES_OF_A_WORD, max(len(word["boxes"]) for word in event["words"]))
+    figure = Figure(figsize=(1 + 2 * columns, 0.5 + 1.5 * len(event["words"])), layout="constrained")
+    figure.suptitle(event["text"].replace("$", r"\$"), fontsize=11)
+    panels = figure.subplots(len(event["words"]), columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    with open_video(video, fps=fps) as reader:
+        for row, word in zip(panels, event["words"], strict=True):
+            best = word["heat"]["time"]
+            shown = sorted(
+                sorted(word["boxes"], key=lambda box: abs(box["time"] - best))[:columns], key=lambda box: box["time"]
+            )
+            row[0].set_ylabel(word["text"], fontsize=10)
+            for axes, box, image in zip(row, shown, reader.frames_at([box["time"] for box in shown]), strict=False):
+                axes.imshow(image, extent=(0, 1, 1, 0), aspect=image.shape[0] / image.shape[1])
+                if box["time"] == best:
+                    x0, y0, x1, y1 = word["heat"]["box"]
+                    values = np.array(word["heat"]["values"])
+                    axes.imshow(values, "Reds", alpha=0.7 * values, extent=(x0, x1, y1, y0), aspect=axes.get_aspect())
+                (x0, y0, x1, y1) = box["box"]
+                axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color="#facc15", linewidth=2)
+                axes.set(xlim=(0, 1), ylim=(1, 0))
+                axes.set_title(f"{box['time']:.1f} s  {box['score']:.2f}", fontsize=8)
+    return figure
+
+
 def _iou(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     shared = min(a["end"], b["end"]) - max(a["start"], b["start"])
     union = max(a["end"], b["end"]) - min(a["start"], b["start"])
@@ -181,7 +228,8 @@ def format_html(
 ) -> str:
     """A page to watch the events on, and to correct them: `page.html`, filled in.
 
-    The video stays in sight above its time line, with the events as subtitles; a click on an event plays from its start,
+    The video stays in sight above its time line, with the events as subtitles; a word that is known to be seen somewhere
+    (`"words"` of an event) shows its frames with box and heat under the pointer; a click on an event plays from its start,
     or loops it. Sentences, their starts and ends can be changed, events added and deleted, and all be downloaded as
     `{title: events}` (JSON) or subtitles, which [`read_annotation_file`] reads; nothing is sent anywhere. The page says
     its keys. Where a browser cannot decode the video, it says so and the rest stays.
@@ -202,7 +250,7 @@ def format_html(
     """
     if not (video_src.startswith("data:video/") or urlsplit(video_src).scheme in ("", "http", "https", "file")):
         raise ValueError(f"Expected an http(s) address or a file as the page's video, found {video_src[:80]!r}.")
-    kept = ("start", "end", "text", *NUMBERS)
+    kept = ("start", "end", "text", *NUMBERS, "words")
     rows = [{key: event[key] for key in kept if event.get(key) is not None} for event in by_time(events)]
     length = max([duration or 0.001, *(row["end"] for row in rows)])
     values = {"data": rows, "name": title, "length": length, "numbers": list(NUMBERS)}

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import av
+import datasets
 import numpy as np
 import pytest
 from colours import BLUE, GREEN, RED, frames, make_colour_clip, write_video
@@ -151,6 +152,37 @@ def test_what_clip_saw_is_kept_and_used_again(here, capsys, tmp_path, monkeypatc
         file.write_bytes(b"damaged")
     capsys.readouterr()
     assert main(command) == 0 and capsys.readouterr().out == printed
+
+
+def test_find_over_the_stored_features_of_a_data_set(here, capsys, tmp_path, monkeypatch):
+    clip, rows = load_clip("clip"), []
+    for name in ("one", "two"):
+        features, duration = clip.encode_video(f"videos/{name}.mp4", 5)
+        rows.append({"video_id": name, "duration": duration, "video_features": features.numpy()})
+    file = tmp_path / "train-00000-of-00001.parquet"
+    datasets.Dataset.from_list(rows).to_parquet(file)
+    monkeypatch.setattr("sail_hf.clip_sail.SailClip.encode_video", None)
+    assert main(["find", str(tmp_path), GREEN, *FIND, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["one"][0]["start"] == pytest.approx(1.5, abs=0.2)
+    assert found["one"][0]["end"] == pytest.approx(4.5, abs=0.2)
+    for options, message in [
+        (["--clips", "found"], "no video to cut"),
+        (["--format", "html", "--output", "page.html"], "no video to cut or to show"),
+    ]:
+        assert main(["find", str(file), GREEN, *FIND, *options]) == 1
+        assert message in capsys.readouterr().err
+    datasets.Dataset.from_list([{**row, "video_features": np.ones((3, 5))} for row in rows]).to_parquet(file)
+    assert main(["find", str(file), GREEN, *FIND]) == 1
+    assert "one has stored features of size 5" in capsys.readouterr().err
+    datasets.Dataset.from_list(rows).remove_columns("duration").to_parquet(file)
+    assert main(["find", str(file), GREEN, *FIND]) == 1
+    assert "lacks duration: training/extract_features.py" in capsys.readouterr().err
+    datasets.Dataset.from_list(rows * 2).to_parquet(file)
+    assert main(["find", str(file), GREEN, *FIND]) == 1
+    assert "two rows have the id one" in capsys.readouterr().err
+    assert main(["find", str(tmp_path / "none.parquet"), GREEN, *FIND]) == 1
+    assert "no such file" in capsys.readouterr().err
 
 
 def test_stretches_are_cut_out(here, capsys, tmp_path):

@@ -151,3 +151,9 @@ def test_initial_weights_are_those_that_layers_ask_for(tmp_path):
         bound = (6 / (4 * 24)) ** 0.5
         assert projection.weight.abs().max() <= bound
         assert projection.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+def test_frames_of_the_encoder_and_of_event_queries_have_initial_positions_of_their_own():
+    model = make_model(make_processor(), position_initializer_range=0.1, mask_position_initializer_range=3.0).model
+    assert model.video_encoder.position_embeddings.std().item() == pytest.approx(0.1, rel=0.3)
+    assert model.mask_generator.position_embeddings.std().item() == pytest.approx(3.0, rel=0.3)

@@ -270,3 +270,56 @@ def test_deleted_is_taken_back_and_the_empty_left_out(show):
     browser.click("textarea", 0)
     browser.press("j")
     assert "j" in browser.run("events[0].text") and len(times(browser)) == 3
+
+
+# --- Where words are seen
+
+
+WORDS = [
+    {
+        "text": "two",
+        "start": 1.0,
+        "end": 2.0,
+        "score": 0.75,
+        "boxes": [
+            {"time": 1.0, "box": [0.0, 0.0, 0.5, 0.5], "score": 0.25},
+            {"time": 1.5, "box": [0.5, 0.5, 1.0, 1.0], "score": 0.5},
+        ],
+        "heat": {"time": 1.5, "box": [0.0, 0.0, 1.0, 1.0], "values": [[0.0, 0.0], [0.0, 1.0]]},
+    }
+]
+# Red, green, blue and opacity of the canvas in the middle of a quarter.
+PIXEL = """((x, y) => {{ const c = document.querySelector("canvas");
+    return [...c.getContext("2d").getImageData(c.width * x, c.height * y, 1, 1).data]; }})({}, {})"""
+
+
+def test_a_word_under_the_pointer_shows_its_frames_with_box_and_heat(show):
+    browser = show(events=[{**EVENTS[0], "words": WORDS}, EVENTS[1]])
+    assert texts(browser, ".seen") == ["two"]
+    assert texts(browser, ".words") == [event["text"] for event in EVENTS]
+    assert browser.run("[...track.cues].map((cue) => cue.text)")[0] == "One &lt; two --> &amp; three."
+    assert browser.run(PIXEL.format(0.75, 0.75))[3] == 0
+    browser.mouse("mouseMoved", *browser.at(".seen"))
+    browser.wait("Math.abs(video.currentTime - 1.5) < 0.01")
+    # The picture may be narrower than its place: its lower right quarter is hot, the others are not.
+    inset = browser.run(
+        "(1 - Math.min(video.clientWidth / video.videoWidth, video.clientHeight / video.videoHeight)"
+        " * video.videoWidth / video.clientWidth) / 2"
+    )
+    right, left = 1 - inset - 0.25 * (1 - 2 * inset), inset + 0.25 * (1 - 2 * inset)
+    red, green, _, opacity = browser.run(PIXEL.format(right, 0.75))
+    assert red > 200 and green < 60 and opacity == pytest.approx(0.6 * 255, abs=3)
+    assert browser.run(PIXEL.format(left, 0.25))[3] == 0
+    edge = browser.run(PIXEL.format(0.5, 0.75))  # the left side of the box
+    assert edge[0] > 200 and edge[1] > 150 and edge[3] == 255
+    browser.wait("Math.abs(video.currentTime - 1.0) < 0.01")  # the other frame
+    assert browser.run(PIXEL.format(right, 0.75))[3] == 0
+    browser.mouse("mouseMoved", 1, 1)
+    browser.wait(f"{PIXEL.format(0.5, 0.25)}[3] === 0")
+
+
+def test_a_corrected_sentence_points_at_nothing(show):
+    browser = show(events=[{**EVENTS[0], "words": WORDS}])
+    assert browser.run("events.map(plain)[0].words") == WORDS
+    browser.run("corrected(events[0])")
+    assert texts(browser, ".seen") == [] and browser.run("events.map(plain)[0].words ?? null") is None

@@ -213,6 +213,19 @@ def test_a_trained_model_goes_on_with_another_method(go_on, arguments, weights, 
     assert config.mask_type == ("cauchy" if "cauchy" in arguments else "gaussian")
 
 
+@pytest.mark.parametrize(
+    ("fields", "idle"),
+    [
+        ({}, "initializer_range, position_initializer_range"),
+        ({"mask_generator": "progress"}, "position_initializer_range"),  # which is new, and has the other
+    ],
+)
+def test_initial_values_of_weights_that_are_there_are_said_to_change_nothing(run, fields, idle, capsys):
+    ranges = {"initializer_range": 0.5, "position_initializer_range": 0.5}
+    train.go_on_from(train.ModelArguments(model_name_or_path=str(run), model_config={**ranges, **fields}))
+    assert capsys.readouterr().out.startswith(f"{idle}: initial values")
+
+
 def test_of_a_trained_model_generation_and_text_tower_may_change(go_on, run):
     assert SailForDenseVideoCaptioning.from_pretrained(run).model.text_tower is None
     folder, _ = go_on("--generation_config", '{"num_beams": 2}', "--include_text_tower", "true", "--num_queries", "4")

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -5,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from sail_hf.visualization import format_html, plot_events
+from sail_hf.visualization import format_html, plot_events, plot_words
 
 
 class _Page(HTMLParser):
@@ -108,3 +109,29 @@ def test_plot_of_nothing_and_wrong_masks(plot):
     assert len(plot([]).axes) == 2
     with pytest.raises(ValueError, match=r"masks of shape \(1, T\), one per event, found \(2, 5\)"):
         plot([{"start": 0, "end": 1, "text": "a"}], np.ones((2, 5)))
+
+
+def test_words_are_drawn_on_their_frames():
+    video = np.zeros((8, 40, 60, 3), dtype=np.uint8)
+    video[:, :20, 30:] = 255
+    boxes = [{"time": float(t), "box": [0.5, 0.0, 1.0, 0.5], "score": 0.2} for t in range(7)]
+    words = [
+        {
+            "text": "cat",
+            "boxes": boxes,
+            "heat": {"time": 1.0, "box": [0.25, 0, 1, 1], "values": [[0.0, 1.0], [0.0, 0.5]]},
+        },
+        {"text": "$5", "boxes": boxes[3:4], "heat": {"time": 3.0, "box": [0, 0, 1, 1], "values": [[1.0]]}},
+    ]
+    event = {"start": 0, "end": 7, "text": "A cat has $5.", "words": words}
+    figure = plot_words(video, event, fps=1)
+    figure.savefig(io.BytesIO())
+    rows = [figure.axes[:5], figure.axes[5:]]
+    assert [row[0].get_ylabel() for row in rows] == ["cat", "$5"]
+    # The five frames nearest to the best one, in order; the heat lies on that one, over what CLIP saw.
+    assert [axes.get_title().split(" s")[0] for axes in rows[0]] == ["0.0", "1.0", "2.0", "3.0", "4.0"]
+    assert [len(axes.images) for axes in rows[0]] == [1, 2, 1, 1, 1]
+    assert rows[0][1].images[1].get_extent() == [0.25, 1, 1, 0]
+    assert [len(axes.images) for axes in rows[1]] == [2, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="grounding=True, found none"):
+        plot_words(video, {"text": "A cat.", "words": []}, fps=1)

@@ -27,7 +27,7 @@ import datasets
 import numpy as np
 import torch
 from demo import write_decoder
-from recipes import build_dataset, extract_features, train
+from recipes import build_dataset, extract_features, fit_event_counter, train
 from simulate_alignment import (
     FEATURE_SIZE,
     SimulatedClip,
@@ -74,8 +74,8 @@ MODEL = {
     "initializer_range": 0.08,
     "position_initializer_range": 0.08,
 }
-# ILCACM's own initial values, for the paper's mask generator.
-ILCACM_START = {"position_initializer_range": 1.0, "mask_input_dropout": 0.1}
+# Of ILCACM's code, for the paper's mask generator.
+ILCACM_START = {"mask_input_dropout": 0.1}
 METHODS = {
     "sail-align": {"method": "sail-align"},
     "sail": {"method": "sail", "model_config": ILCACM_START},
@@ -374,6 +374,20 @@ def score_true_captions(args: SimulateArguments, clip: TextClip) -> dict[str, di
     return scores | {name: score(args, align(found, name), captions) for name in ALIGNMENTS}
 
 
+def score_frames_alone(args: SimulateArguments) -> dict[str, dict]:
+    """Cohesion of the frames with numbers by frames, fitted to those of the training captions: no captioner at all."""
+    model = SailForDenseVideoCaptioning.from_pretrained(args.output / "start", event_counter=True)
+    train_set = datasets.load_dataset(str(args.output / "dataset"), split="train").with_format("numpy")
+    print(fit_event_counter.fit_event_counter(model, train_set, args.seed))
+    counts, spans = [], []
+    for batch in scored_videos(args).select_columns("video_features").iter(64):
+        features = torch.from_numpy(np.stack(batch["video_features"])).float()
+        numbers = model.model.event_counter(features, torch.ones(features.shape[:2])).argmax(1) + 1
+        counts += numbers.tolist()
+        spans += cohesive(features, numbers.tolist())
+    return {"cohesion": score(args, spans, [[""] * count for count in counts])}
+
+
 # --- The table ----------------------------------------------------------------------------------------------------
 
 COLUMNS = {
@@ -443,6 +457,7 @@ def main(argv: list[str] | None = None) -> None:
         method: kept(args.output / method / "scores.json", lambda method=method: score_method(args, method, clip))
         for method in args.methods
     }
+    scores["numbers by frames"] = kept(args.output / "frames_alone.json", lambda: score_frames_alone(args))
     scores["true"] = kept(args.output / "true_captions.json", lambda: score_true_captions(args, clip))
     right = world["percent_right"]["validation"]
     title = f"SIMULATED features; a frame's best true caption is right in {right:.1f} % of the frames with an event."

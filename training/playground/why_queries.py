@@ -39,8 +39,8 @@ TEACHERS = {
 }
 # Each with a learning rate that it bears: at 1e-3 the frames' shares of the progress saturate.
 GENERATORS = {
-    "queries, positions 1": ({"mask_generator": "queries", "position_initializer_range": 1.0}, 1e-3),
-    "queries, positions 0.02": ({"mask_generator": "queries", "position_initializer_range": 0.02}, 1e-3),
+    "queries, positions 1": ({"mask_generator": "queries", "mask_position_initializer_range": 1.0}, 1e-3),
+    "queries, positions 0.02": ({"mask_generator": "queries", "mask_position_initializer_range": 0.02}, 1e-3),
     "progress": ({"mask_generator": "progress"}, 3e-4),
 }
 NO_LOSS = {loss.weight: 0.0 for loss in LOSSES}
@@ -251,7 +251,7 @@ def main() -> None:
             world, start = args.worlds / f"seed_{seed}", args.start.replace("{seed}", str(seed))
             videos = Videos(world)
             lessons[seed] = taught(start, world, videos, args, seed, bar)
-            models = {"start": (start, {"mask_generator": "queries", "position_initializer_range": 1.0})}
+            models = {"start": (start, {"mask_generator": "queries", "mask_position_initializer_range": 1.0})}
             models |= {name: (name.replace("{seed}", str(seed)), {}) for name in args.trained}
             slopes[seed] = {}
             for title, (name, fields) in models.items():
