@@ -1,5 +1,6 @@
 """Where words are seen, out of the pipeline: times, boxes of the frame, crops, stored features, and models without the head."""
 
+import io
 import json
 import logging
 
@@ -14,6 +15,8 @@ from transformers import pipeline
 from sail_hf.cli import main
 from sail_hf.export import format_json, format_srt
 from sail_hf.grounding_sail import seen_words
+from sail_hf.video_reading import open_video
+from sail_hf.visualization import plot_words
 
 TASK = "dense-video-captioning"
 
@@ -170,6 +173,21 @@ def test_a_grounded_model_that_is_given_no_patches_says_so(pipe, caplog):
     with caplog.at_level(logging.WARNING):
         pipe.model.generate(torch.zeros(1, 8, 24), num_events=tensor([1]))
     assert "no `region_features` were given: its sentences do without patches" in caplog.text
+
+
+def test_a_real_video(pipe, shared):
+    """Random weights: the shape of what comes out, not its sense."""
+    video = sorted((shared / "videos" / "activitynet").glob("*.mp4"))[0]
+    events = pipe(str(video), grounding=True, num_events=2)
+    with open_video(str(video)) as reader:
+        duration = reader.duration
+        height, width = next(reader.frames_at([0.0])).shape[:2]
+    x0, y0, x1, y1 = pipe.processor.video_processor.seen_bounds(height, width)
+    words = [word for event in events for word in event["words"]]
+    assert words and all(0 <= word["start"] < word["end"] <= duration + 1e-6 for word in words)
+    for box in (box["box"] for word in words for box in word["boxes"]):
+        assert x0 - 1e-6 <= box[0] < box[2] <= x1 + 1e-6 and y0 - 1e-6 <= box[1] < box[3] <= y1 + 1e-6
+    plot_words(str(video), next(event for event in events if event["words"])).savefig(io.BytesIO())
 
 
 def test_the_command(folder, tmp_path, capsys):
