@@ -16,6 +16,7 @@ sys.path.append(str(FOLDER.parent / "training"))
 from augment_captions import PROMPT_DIGEST, SYSTEM_PROMPT, USER_PROMPT  # noqa: E402
 
 from sail_hf.chunking import SECONDS_A_FRAME  # noqa: E402
+from sail_hf.context_sail import SENTENCES_FILE  # noqa: E402
 from sail_hf.loss_sail import LOSSES  # noqa: E402
 
 TASK = "dense-video-captioning"
@@ -141,6 +142,7 @@ def model_card(
         config=config,
         num_parameters=num_parameters,
         chunk_length=f"{config.chunk_length_s or SECONDS_A_FRAME * config.num_frames:g}",
+        sentences_file=SENTENCES_FILE,
         losses={loss.name: weight for loss in LOSSES if (weight := loss.weight_in(config))},
         scores=scores,
         measured=measured,

@@ -78,6 +78,8 @@ def _add_caption(parser: argparse.ArgumentParser) -> None:
     add("--grounding", action="store_true", help=text)
     text = "with alignment: frames looked at for finer times (default: those that are captioned)"
     add("--frames-per-second", type=_positive_float, metavar="N", help=text)
+    text = "also print the captions of the model's bank that each event leaned on, with their CLIP cosines"
+    add("--explain", action="store_true", help=text)
     text = (
         "caption longer videos in chunks of this length, 0: none (default: as long as videos that the model learned)"
     )

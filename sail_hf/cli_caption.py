@@ -10,6 +10,9 @@ from .cli_videos import Documents, Events, calm_libraries, expand_videos, pick_d
 from .export import by_time, clock
 from .hub_names import check_model_name
 
+# Sentences of the bank told of an event by `--explain`.
+_EXPLAINED = 3
+
 if TYPE_CHECKING:
     from .pipeline_sail import DenseVideoCaptioningPipeline
 
@@ -32,6 +35,8 @@ def run(args: Namespace) -> int:
     pipe = load_pipeline(args) if given else None
     batches = (given[start : start + args.batch_size] for start in range(0, len(given), args.batch_size))
     results = (result for batch in batches for result in caption_each(pipe, batch, args.batch_size, args.quiet))
+    if args.explain:
+        results = map(explained, results)
     status = run_over(results, documents, reasons, "Captioning", args.quiet)
     documents.finish()
     return status
@@ -69,6 +74,18 @@ def tell(chunks: Iterator[Events], quiet: bool) -> Events:
     return by_time(found)
 
 
+def explained(result: tuple[str, Events | Exception]) -> tuple[str, Events | Exception]:
+    """A video with its events, once the captions that they leaned on are told on the standard error."""
+    from tqdm import tqdm
+
+    video, events = result
+    for event in () if isinstance(events, Exception) else events:
+        tqdm.write(f"{video}: {event['text']}", file=sys.stderr)
+        for sentence in event["context"]:
+            tqdm.write(f"  {sentence['cosine']:.2f}  {sentence['text']}", file=sys.stderr)
+    return result
+
+
 def load_pipeline(args: Namespace) -> "DenseVideoCaptioningPipeline":
     """The pipeline of `--model` with the options of the command line.
 
@@ -80,6 +97,7 @@ def load_pipeline(args: Namespace) -> "DenseVideoCaptioningPipeline":
 
     options = {name: getattr(args, name) for name in ("num_events", "localization", "frames_per_second")}
     options |= {"chunk_length_s": args.chunk_length, "stride_length_s": args.stride, "dtype": args.dtype}
+    options |= {"explain": _EXPLAINED if args.explain else None}
     options["grounding"] = args.grounding or None
     options = {name: value for name, value in options.items() if value is not None}
     with calm_libraries(args):

@@ -162,6 +162,12 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
         Of the loss that draws the head's attention to where words' boxes are (CVG, Eq. 9); 0 without `grounding`.
     grounding_target (`str`, defaults to `"spread"`):
         What attention is drawn to: `"sum"`, any of it in the box (CVG, Eq. 5), or `"spread"`, all over the box.
+    context_size (`int`, defaults to 0):
+        Clusters of adjacent frames for which a bank of captions is asked (CACMI's c; `context_sail.py`). 0: no context.
+    context_k (`int`, defaults to 40):
+        Sentences that a cluster recalls.
+    context_sentences (`int`, defaults to 0):
+        Sentences in the bank; what fills it sets this.
     full_prompt_ids, event_prompt_ids, separator_ids (`list[int]`):
         Token ids of `<FULL>`, of `<MASK>1 events: ` and of the space between sentences; defaults are GPT-2's.
     chunk_length_s (`float`, *optional*):
@@ -218,6 +224,9 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     grounding: bool = False
     grounding_loss_weight: float | int = 0.1
     grounding_target: Literal["spread", "sum"] = "spread"
+    context_size: int = 0
+    context_k: int = 40
+    context_sentences: int = 0
     full_prompt_ids: list[int] | tuple[int, ...] = (50258,)
     event_prompt_ids: list[int] | tuple[int, ...] = (50259, 16, 2995, 25, 220)
     separator_ids: list[int] | tuple[int, ...] = (220,)

@@ -281,7 +281,7 @@ class SailGenerationMixin(GenerationMixin):
         """The first `most` sentences of each whole-video caption: their token ids, and their scores as of events."""
         prompt = torch.tensor([self.config.full_prompt_ids] * len(features), device=features.device)
         labels = torch.cat([prompt, full_sequences], 1)
-        encoded = self.model.video_encoder(features, frame_mask)
+        encoded = self.model.video_encoder(self.model.with_context(features, frame_mask), frame_mask)
         logits = self.caption_logits(encoded, frame_mask, labels, regions=regions)[:, prompt.shape[1] - 1 : -1]
         log_probs = logits.float().log_softmax(-1).gather(-1, full_sequences[..., None])[..., 0]
         sentences, scores = [], []
@@ -322,9 +322,8 @@ class SailGenerationMixin(GenerationMixin):
             processors.append(StatedCountLogitsProcessor(tokenizer, self.config.separator_ids[0], end))
         prompt = self.config.full_prompt_ids
         regions = self._regions(region_features, video_features, range(len(video_features)), frame_mask, frame_mask)
-        return self._decode(
-            video_features, frame_mask, prompt, config, processors, stopping_criteria, regions
-        ).sequences
+        frames = self.model.with_context(video_features, frame_mask)
+        return self._decode(frames, frame_mask, prompt, config, processors, stopping_criteria, regions).sequences
 
     @torch.no_grad()
     def caption_events(
@@ -345,7 +344,8 @@ class SailGenerationMixin(GenerationMixin):
         """
         config = self.resolve_generation_config(generation_config, **kwargs)
         video, event = _event_rows(masks, num_events)
-        frames, frame_mask = _weighted(video_features, masks, video, event), frame_mask[video]
+        frames = self.model.with_context(video_features, frame_mask, masks[video, event], video)
+        frame_mask = frame_mask[video]
         regions = self._regions(region_features, video_features, video.tolist(), masks[video, event], frame_mask)
         prompt = self.config.event_prompt_ids
         config.output_scores = True
@@ -378,7 +378,8 @@ class SailGenerationMixin(GenerationMixin):
             predict a word's tokens are [`SailProcessor.word_positions`].
         """
         video, event = _event_rows(masks, num_events)
-        frames, frame_mask = _weighted(video_features, masks, video, event), frame_mask[video]
+        frames = self.model.with_context(video_features, frame_mask, masks[video, event], video)
+        frame_mask = frame_mask[video]
         regions = self._regions(region_features, video_features, video.tolist(), masks[video, event], frame_mask)
         encoded = self.model.video_encoder(frames, frame_mask)
         self.caption_logits(encoded, frame_mask, event_labels.to(frames.device)[video, event], regions=regions)
@@ -523,11 +524,6 @@ def _event_rows(masks: Tensor, num_events: Tensor) -> tuple[Tensor, Tensor]:
     """Video and event of each row of a pass over all events."""
     index = torch.arange(masks.shape[1], device=masks.device)
     return (index < num_events.to(masks.device)[:, None]).nonzero(as_tuple=True)
-
-
-def _weighted(video_features: Tensor, masks: Tensor, video: Tensor, event: Tensor) -> Tensor:
-    """v * M of each row's event."""
-    return video_features[video] * masks[video, event][:, :, None].to(video_features.dtype)
 
 
 def shares_weights(model: PreTrainedModel) -> bool:

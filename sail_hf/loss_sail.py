@@ -250,6 +250,7 @@ class LossInputs:
         counts: number of events of each video, on the host, so that nothing waits for the device.
         centers, widths: `(B, N)`; `masks`: `(B, N, T)`.
         make_masks: `(centers, widths, frame_mask) -> masks`.
+        add_context: `(frames, weights, video) -> frames`, what captions add to frames that are weighted, of videos by index.
         full_labels: `(B, L)`; `event_labels`, `complement_labels`: `(B, N, L)`; on the host, where rows are sorted by length.
         caption_features: `(B, N, D)`; `transition_features`: `(B, N-1, D)`; `frame_caption_features`: `(B, T, D)`.
         group_rows: [`length_groups`] or [`one_group`].
@@ -264,6 +265,7 @@ class LossInputs:
     encode: Callable[[Tensor, Tensor], Tensor]
     caption_logits: Callable[[Tensor, Tensor, Tensor, Tensor, Regions | None], Tensor]
     make_masks: Callable[[Tensor, Tensor, Tensor], Tensor]
+    add_context: Callable[[Tensor, Tensor, Tensor], Tensor]
     counts: list[int] | None = None
     centers: Tensor | None = None
     widths: Tensor | None = None
@@ -405,6 +407,7 @@ class LossInputs:
         video, event = pairs.to(self.features.device).unbind(1)
         frame_mask = self.frame_mask[video]
         frames = self.features[video] * weights[video, event][:, :, None].to(self.features.dtype)
+        frames = self.add_context(frames, weights[video, event], video)
         regions = self.rows_looking_at(pairs[:, 0].tolist(), weights[video, event])
         return self.caption_pass(self.encode(frames, frame_mask), frame_mask, labels, num_items, regions), regions
 

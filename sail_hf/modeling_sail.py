@@ -1,6 +1,7 @@
 """SAIL: a video encoder, a generator of temporal masks, and a caption decoder, trained from captions alone."""
 
 from dataclasses import dataclass
+from functools import partial
 from pickle import UnpicklingError
 
 import torch
@@ -16,6 +17,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .clip_sail import SailClip, load_clip
 from .clip_towers import build_towers, clip_tokenizer, encode_with_patches
 from .configuration_sail import SailConfig
+from .context_sail import Context, KeepsSentences, SailContext
 from .counting_sail import SailEventCounter
 from .generation_sail import SailGenerationMixin, default_generation_config, shares_weights
 from .grounding_sail import Regions, SailGroundingHead, looking_at
@@ -41,6 +43,7 @@ class SailModelOutput(ModelOutput):
             Weight of each frame in [0, 1] (Eq. 1); 0 on padding.
         hidden_states, attentions: of the video encoder's layers, with `output_hidden_states`, `output_attentions`.
         mask_attentions: of the event queries to the frames, with `output_mask_attentions`; empty for mask generators without.
+        context ([`Context`]): what a bank of captions says of the videos, where the configuration has `context_size`.
     """
 
     last_hidden_state: Tensor | None = None
@@ -51,6 +54,7 @@ class SailModelOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     mask_attentions: tuple[Tensor, ...] | None = None
+    context: Context | None = None
 
 
 def _check_shape(name: str, value: Tensor | None, shape: tuple[int | None, ...]) -> None:
@@ -85,7 +89,7 @@ def _check_options(kwargs: dict) -> None:
         )
 
 
-class SailPreTrainedModel(PreTrainedModel):
+class SailPreTrainedModel(KeepsSentences, PreTrainedModel):
     config: SailConfig
     base_model_prefix = "model"
     main_input_name = "video_features"
@@ -116,7 +120,14 @@ class SailPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        own = (SailAttention, SailVideoEncoder, SailEventCounter, SailGroundingHead, *MASK_GENERATORS.values())
+        own = (
+            SailAttention,
+            SailVideoEncoder,
+            SailEventCounter,
+            SailGroundingHead,
+            SailContext,
+            *MASK_GENERATORS.values(),
+        )
         if isinstance(module, own):
             module.initialize(self.config)
         elif type(module).__module__.startswith(("open_clip.", "timm.")) and not isinstance(module, nn.LayerNorm):
@@ -156,6 +167,7 @@ class SailModel(SailPreTrainedModel):
                 tower.requires_grad_(False)
         self.video_encoder = SailVideoEncoder(config)
         self.mask_generator = MASK_GENERATORS[config.mask_generator](config)
+        self.context = SailContext(config) if config.context_size else None
         self.event_counter = SailEventCounter(config) if config.event_counter else None
         check_size(self)
         self.post_init()
@@ -272,6 +284,24 @@ class SailModel(SailPreTrainedModel):
         video_features = video_features.to(self.video_encoder.position_embeddings.dtype)
         return video_features * video_attention_mask[:, :, None], video_attention_mask
 
+    def recall(self, video_features: Tensor, frame_mask: Tensor, video_ids: Tensor | None = None) -> Context | None:
+        """[`SailContext.recall`] of videos; `None` for a model without context."""
+        return None if self.context is None else self.context.recall(video_features, frame_mask, video_ids)
+
+    def add_context(
+        self, context: Context | None, frames: Tensor, weights: Tensor, video: Tensor | slice = slice(None)
+    ) -> Tensor:
+        """`frames` `(rows, T, D)` of videos by index, times `weights` `(rows, T)`, with what captions add, if anything."""
+        return frames if context is None else self.context(frames, weights, context.of(video))
+
+    def with_context(
+        self, features: Tensor, frame_mask: Tensor, weights: Tensor | None = None, video: Tensor | slice = slice(None)
+    ) -> Tensor:
+        """[`SailModel.add_context`] to raw `features` `(B, T, D)` of those videos times `weights`, by default whole."""
+        weights = frame_mask if weights is None else weights
+        frames = features[video] * weights[:, :, None].to(features.dtype)
+        return self.add_context(self.recall(features, frame_mask), frames, weights, video)
+
     def localize(
         self, video_features: Tensor, frame_mask: Tensor, num_events: Tensor, max_events: int | None = None, **kwargs
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -308,6 +338,7 @@ class SailModel(SailPreTrainedModel):
         num_events: Tensor | None = None,
         max_events: int | None = None,
         durations: Tensor | None = None,
+        video_ids: Tensor | None = None,
         **kwargs,
     ) -> SailModelOutput:
         """Encode videos; with `num_events` `(B,)`, also localise that many events in each.
@@ -319,15 +350,17 @@ class SailModel(SailPreTrainedModel):
             max_events: N, rows of what is localised; by default the largest of `num_events`. Given, nothing depends on
                 values: `torch.export` and `torch.compile(fullgraph=True)` take it.
             durations: `(B,)` seconds, which the processor gives; the model works in [0, 1] and does not read them.
+            video_ids: `(B, 64)` [`id_bytes`], read by a model with `context_size` alone: none recalls its own captions.
             kwargs: `output_attentions`, `output_hidden_states`, `output_mask_attentions`, `return_dict`.
         """
         _check_options(kwargs)
         features, frame_mask = self.prepare_features(pixel_values_videos, video_features, video_attention_mask)
-        encoded = self.video_encoder(features, frame_mask, **kwargs)
+        context = self.recall(features, frame_mask, video_ids)
+        encoded = self.video_encoder(self.add_context(context, features, frame_mask), frame_mask, **kwargs)
         located = (None, None, None)
         if num_events is not None:
             located = self.localize(features, frame_mask, num_events, max_events, **kwargs)
-        return SailModelOutput(encoded, features, *located)
+        return SailModelOutput(encoded, features, *located, context=context)
 
 
 class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
@@ -454,6 +487,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         grounding_targets: Tensor | None = None,
         num_items_in_batch: dict[str, Tensor] | None = None,
         durations: Tensor | None = None,
+        video_ids: Tensor | None = None,
         **kwargs,
     ) -> SailOutput:
         """The losses that the batch allows; whichever labels are given decide.
@@ -473,7 +507,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
                 predicts a word's token, where the word is to be seen ([`box_coverage`]); 0: no target -> `loss_grounding`.
             num_items_in_batch: denominators of the losses ([`count_items`]) where one optimiser step spans several batches or
                 processes; see [`SailTrainer`]. Defaults to this batch's own.
-            durations, kwargs: as in [`SailModel.forward`].
+            durations, video_ids, kwargs: as in [`SailModel.forward`].
 
         Raises:
             ValueError: shapes that do not fit together, or patches without a grounding head.
@@ -503,7 +537,8 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         full_labels, event_labels, complement_labels = (
             None if labels is None else labels.cpu() for labels in (full_labels, event_labels, complement_labels)
         )
-        outputs = self.model(video_features, pixel_values_videos, video_attention_mask, num_events, events, **kwargs)
+        given = (video_features, pixel_values_videos, video_attention_mask, num_events, events)
+        outputs = self.model(*given, video_ids=video_ids, **kwargs)
         features, frame_mask = outputs.video_features, video_attention_mask
         if frame_mask is None:
             frame_mask = features.new_ones(features.shape[:2], dtype=torch.long)
@@ -530,6 +565,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
             caption_logits=self.caption_logits,
             group_rows=one_group if shares_weights(self) else length_groups,
             make_masks=self.model.make_masks,
+            add_context=partial(self.model.add_context, outputs.context),
             counts=counts,
             centers=outputs.event_centers,
             widths=outputs.event_widths,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers.pipelines.base import ChunkPipeline
 
@@ -76,6 +77,8 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         frames_per_second (`float`, *optional*): with `captions` (default 2), or where `localization` is `"alignment"`:
             how densely the video is looked at for the times, in long videos chunk by chunk. There are never fewer frames
             than captions, nor than are captioned.
+        explain (`int`, *optional*): of a model with a bank of captions (`context_size`), sentences that each event leaned on:
+            a list `"context"` of `{"text": str, "cosine": float}` in the event ([`SailContext.leaned_on`]).
         generate_kwargs (`dict`), or any field of the generation config by its name (`num_beams=1`): replaces the
             checkpoint's, as do `localization`, `alignment` and `gap_level`.
 
@@ -138,6 +141,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         chunk_length_s: float | None = None,
         stride_length_s: float | None = None,
         frames_per_second: float | None = None,
+        explain: int | None = None,
         generate_kwargs: dict | None = None,
         grounding: bool = False,
         **generation,
@@ -175,8 +179,13 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
                 f"`stride_length_s` must be less than half of `chunk_length_s` ({length:g}), found {stride}."
             )
         counted = {} if num_events is None else {"num_events": num_events}
-        grounds = {"grounding": True} if grounding else {}
-        return {**reading, **counted, **generation}, {**grounds, **generation}, {**counted, **generation}
+        if explain is not None and (not explain >= 1 or self.model.model.context is None):
+            raise ValueError(
+                "`explain`, a positive number of sentences, needs a model with a bank of captions (`context_size`), found "
+                f"{explain!r} and a model with context_size {self.model.config.context_size}."
+            )
+        tells = ({"grounding": True} if grounding else {}) | ({} if explain is None else {"explain": explain})
+        return {**reading, **counted, **generation}, {**tells, **generation}, {**counted, **generation}
 
     def _chunk_length(self, chunk_length_s: float | None) -> float | None:
         """Seconds that are captioned at once, as asked for or by default; None for a video of any length."""
@@ -295,7 +304,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             raise ValueError(f"A row of stored features needs the video's `duration` in seconds, found {duration!r}.")
         return features, float(duration)
 
-    def _forward(self, inputs: dict[str, Any], grounding: bool = False, **generation):
+    def _forward(self, inputs: dict[str, Any], grounding: bool = False, explain: int | None = None, **generation):
         kind = "video_features" if "video_features" in inputs else "pixel_values_videos"
         frames, is_chunk = inputs[kind], inputs["is_chunk"].cpu()
         # What is no tensor comes as a list in a batch, and as it is where there is none.
@@ -311,6 +320,8 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
                 seen["region_features"] = inputs["region_features"][rows]
             elif kind == "pixel_values_videos" and self.model.grounding_head is not None:
                 seen = dict(zip(_SEEN, self.model.model.get_region_features(frames[rows]), strict=True))
+            elif explain is not None:  # CLIP sees the frames once
+                seen = {"video_features": self.model.model.prepare_features(**seen)[0]}
             if grounding and "region_features" not in seen:
                 raise ValueError(
                     "To ground words, a row needs `region_features` beside its `video_features`: extract them."
@@ -328,6 +339,8 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
                 crops = inputs["seen"] if is_batch else [inputs["seen"]]
                 words = self._words(outputs, seen, [(*bounds[row][:2], crops[row]) for row in rows])
             found = self.processor.post_process_dense_captioning(outputs, durations, starts, words)
+            if explain is not None:
+                self._explain(seen["video_features"], found, starts, durations, explain)
             for row, of_chunk in zip(rows, found, strict=True):
                 events[row] = of_chunk
         if not is_chunk.all():
@@ -340,6 +353,23 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             name: inputs[name] for name in ("is_last", "is_chunk", "num_frames", "bounds", "captions", "ends_chunk")
         }
         return {**kept, "features": features, "events": events if is_batch else events[0]}
+
+    def _explain(
+        self, features: torch.Tensor, found: list[list[dict]], starts: list[float], durations: list[float], most: int
+    ) -> None:
+        """Put into each event the sentences of the bank that it leaned on, under a mask of its span."""
+        model = self.model.model
+        frame_mask = features.new_ones(features.shape[:2], dtype=torch.long)
+        spans = [torch.tensor([[event["start"], event["end"]] for event in events]).reshape(-1, 2) for events in found]
+        spans = pad_sequence(
+            [(of - start) / seconds for of, start, seconds in zip(spans, starts, durations, strict=True)], True
+        ).to(features)
+        widths = spans.diff(dim=-1)[..., 0].clamp(min=1e-3)
+        masks = model.make_masks(spans.mean(-1), widths, frame_mask)
+        leaned = model.context.leaned_on(model.recall(features, frame_mask), masks, most)
+        for events, sentences in zip(found, leaned, strict=True):
+            for event, of_event in zip(events, sentences, strict=False):  # rows are padded
+                event["context"] = of_event
 
     def _words(
         self, outputs: SailGenerateOutput, seen: dict[str, torch.Tensor], of_videos: list[tuple[float, float, tuple]]

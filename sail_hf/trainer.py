@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
+from .context_sail import id_bytes
 from .data import CAPTIONED_COLUMNS, REFERENCE_COLUMNS, reference_sets, submission, write_json
 from .loss_sail import LOSSES, SHARES, SailOutput, count_items
 from .modeling_sail import SailForDenseVideoCaptioning
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 # What the first stage shows the model; with these keys alone, `loss_full` is the only loss.
 CAPTIONING_KEYS = {"video_features", "pixel_values_videos", "video_attention_mask", "region_features", "full_labels"}
+CAPTIONING_KEYS |= {"video_ids"}
 # Of two updates a batch, what the first and the second do not see; both see all else, hence the losses of the masks.
 NOT_IN_FIRST, NOT_IN_SECOND = {"complement_labels"}, {"full_labels", "event_labels", "grounding_targets"}
 
@@ -132,10 +134,7 @@ class StageCheck(TrainerCallback):
 
 
 class NamedBatches:
-    """A collator whose batches hold their rows' `video_id` where rows have one: `"video_ids"`, `(B, 64)` bytes of UTF-8.
-
-    As a tensor, ids are sliced and gathered with the rest of a batch; the trainer takes them out again.
-    """
+    """A collator whose batches hold their rows' `video_id` where rows have one: `"video_ids"`, `(B, 64)` [`id_bytes`]."""
 
     def __init__(self, collate: Callable[[Sequence[dict[str, Any]]], dict[str, torch.Tensor]]):
         self.collate = collate
@@ -144,8 +143,7 @@ class NamedBatches:
         batch = self.collate(rows)
         if "video_id" not in rows[0]:
             return batch
-        ids = [str(row["video_id"]).encode()[:64].ljust(64, b"\0") for row in rows]
-        return {**batch, "video_ids": torch.tensor([list(text) for text in ids], dtype=torch.uint8)}
+        return {**batch, "video_ids": id_bytes([row["video_id"] for row in rows])}
 
 
 def names_of(video_ids: torch.Tensor | None) -> str:
@@ -215,7 +213,7 @@ class SailTrainer(Trainer):
         num_items_in_batch: dict[str, torch.Tensor] | None = None,
     ):
         inputs = dict(inputs)
-        video_ids = inputs.pop("video_ids", None)
+        video_ids = inputs.get("video_ids")
         outputs: SailOutput = model(**self._stage_inputs(inputs), num_items_in_batch=num_items_in_batch)
         loss = outputs.loss
         if loss is None:

@@ -339,6 +339,15 @@ def test_model_card_without_scores(tmp_path, model_folder):
     assert "Videos longer than\n  60 s are captioned in chunks" in card.text and "knows only" not in card.text
 
 
+def test_model_card_says_that_captions_ship(tmp_path, model_folder):
+    model = SailForDenseVideoCaptioning.from_pretrained(model_folder)
+    assert "bank of" not in (plain := model_card(tmp_path, "org/tiny", model.config, 1).text) and "ship" not in plain
+    model.config.context_size, model.config.context_sentences = 10, 37421
+    text = model_card(tmp_path, "org/tiny", model.config, 1).text
+    assert "| context | bank of 37421 captions, 40 of them for each of 10 stretches of a video |\n| decoder |" in text
+    assert "**Training captions ship with this model**" in text and "context_sentences.parquet" in text
+
+
 def test_model_card_says_where_a_model_knows_little(tmp_path, model_folder):
     model = SailForDenseVideoCaptioning.from_pretrained(model_folder)
     model.config.knows_only, model.config.chunk_length_s = "a world of two dots", 33.5

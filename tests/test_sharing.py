@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import Hub, hub_server
 from tiny import make_clip, make_model, make_processor
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 import sail_hf
 
 ROOT = Path(__file__).parents[1]
+SENTENCES = ["One.", "Two.", "Three."]
 TASK = "dense-video-captioning"
 VIDEO = "numpy.random.default_rng(5).integers(0, 256, (12, 48, 64, 3), dtype=numpy.uint8)"
 
@@ -36,7 +38,12 @@ def run(hub: Hub, folder: Path, home: str, code: str, package: bool):
 def saved(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "run"
     processor = make_processor()
-    make_model(processor, vision_config=make_clip(folder.parent / "clip").vision_config).save_pretrained(folder)
+    vision_config = make_clip(folder.parent / "clip").vision_config
+    # With a bank of captions, so that a file of data goes along with the weights.
+    model = make_model(processor, vision_config=vision_config, context_size=2, context_k=2)
+    model.model.context.fill(torch.eye(24)[:3], ["a", "a", "b"], SENTENCES)
+    torch.nn.init.normal_(model.model.context.out.weight, std=0.1)
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
@@ -68,6 +75,7 @@ def test_every_way_of_sharing_loads_without_the_package(saved, tmp_path):
             "for name in ('org/parts', 'org/pipe', 'org/kept', './kept'):\n"
             f"    pipe = pipeline({TASK!r}, model=name, trust_remote_code=True)\n"
             "    result.append(pipe(video, fps=4.0))\n"
+            f"    assert pipe.model.model.context.sentences == {SENTENCES}\n"
             "base = AutoModel.from_pretrained('org/parts', trust_remote_code=True)\n"
             "assert type(base).__name__ == 'SailModel'\n"
             # What a fine-tuner does with what was downloaded.
@@ -89,7 +97,8 @@ def test_every_way_of_sharing_loads_without_the_package(saved, tmp_path):
             "result = []\n"
             "for name in ('org/tuned', './tuned', './tuned_pipe'):\n"
             f"    result.append(pipeline({TASK!r}, model=name, trust_remote_code=True)(video, fps=4.0))\n"
-            "    AutoModel.from_pretrained(name, trust_remote_code=True)",
+            "    base = AutoModel.from_pretrained(name, trust_remote_code=True)\n"
+            f"    assert base.context.sentences == {SENTENCES}",
             package=False,
         )
     assert again == [events] * 3, "nothing refers to the repository that it came from"

@@ -28,6 +28,7 @@ from training_data import (
     MAX_LISTED,
     EpochOfTimeWarp,
     TimeWarped,
+    bank_of,
     check_features,
     data_fingerprint,
     length_of_most,
@@ -122,6 +123,9 @@ class DataArguments:
     captions: str | None = HfArg(default=None, help="With videos: file of their captions in order (JSON, JSONL, CSV).")
     split: str = HfArg(default="train", help="Split to train on.")
     max_captions: int | None = HfArg(default=None, help="Captions of a video past this number are left out.")
+    context_captions: str | None = HfArg(
+        default=None, help="With context_size: data set whose captions fill the bank. Default: those trained on."
+    )
     time_warp: float = HfArg(default=0.0, help="For little data: strength of random changes of speed, in [0, 1).")
     validation_split: str | None = HfArg(default=None, help="Split that evaluation is on.")
     resume: bool = HfArg(default=True, help="Go on from the last whole checkpoint in output_dir, if any.")
@@ -203,16 +207,17 @@ def go_on_from(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, SailP
         name, output_loading_info=True, ignore_mismatched_sizes=True, **args.config_fields()
     )
     resized = {key for key, *_ in info["mismatched_keys"]}
-    # A head for patches that a model lacks comes anew, and leaves it as it was.
-    missing = {key for key in info["missing_keys"] if not key.startswith("grounding_head.")}
+    # A head for patches, or a bank of captions, that a model lacks comes anew and leaves it as it was.
+    missing = {key for key in info["missing_keys"] if not key.startswith(("grounding_head.", "model.context."))}
     kinds = {key for key in {*missing, *info["unexpected_keys"]} if "model.mask_generator." not in key}
     if lost := resized | kinds:
         raise ValueError(
             f"Other sizes were asked for than {name} has, whose weights would be lost or lacking, e.g. {min(lost)}; of a "
-            "trained model the losses may change, the kind and the layers of the mask generator, and it may get a grounding head."
+            "trained model the losses may change, the kind and the layers of the mask generator, and it may get a grounding head or a bank."
         )
-    of_new_masks = {"initializer_range", "mask_position_initializer_range"}
-    idle = {"position_initializer_range"} | (set() if info["missing_keys"] else of_new_masks)
+    idle = {"position_initializer_range"} | (set() if info["missing_keys"] else {"initializer_range"})
+    if not any("model.mask_generator." in key for key in info["missing_keys"]):
+        idle.add("mask_position_initializer_range")
     if said := sorted(idle & args.model_config.keys()):
         print(f"{', '.join(said)}: initial values, which change nothing of {name}, whose weights are there already.")
     if args.include_text_tower:
@@ -331,6 +336,7 @@ def make_trainer(
             )
     train_set, validation_set = load_data(dataset, data_args, model.config, training_args.predict_with_generate)
     check_stages(training_args, steps_of(training_args, len(train_set))[1])
+    fill_bank(model, data_args, train_set)
     if "chunk_length_s" not in model_args.model_config:
         # Longer videos than the model has learned are captioned in chunks; files are often longer than annotations say.
         most = length_of_most(dataset, data_args.split)
@@ -350,6 +356,24 @@ def make_trainer(
         processing_class=processor,
         callbacks=[EpochOfTimeWarp(warped)] if warped else None,
     )
+
+
+def fill_bank(model: SailForDenseVideoCaptioning, data_args: DataArguments, train_set: datasets.Dataset) -> None:
+    """Fill the bank of a model with context (ValueError: the data lack something, or a bank is asked for without context)."""
+    if not model.config.context_size:
+        if data_args.context_captions:
+            raise ValueError(
+                "--context_captions fills a bank, which the model lacks: --model_config '{\"context_size\": 10}'."
+            )
+        return
+    if "video_id" not in train_set.column_names:
+        raise ValueError(
+            "Training with a bank of captions needs the column video_id, so that no video recalls its own."
+        )
+    source, captions = data_args.context_captions, train_set
+    if source:
+        captions = datasets.load_dataset(source, split=data_args.split)
+    model.model.context.fill(*bank_of(captions, source or "The data set to train on"))
 
 
 def captions_of_a_video(data_args: DataArguments, config: SailConfig) -> int:
@@ -466,6 +490,10 @@ def describe_method(model: SailForDenseVideoCaptioning) -> list[str]:
         f"{sum(p.numel() for p in model.parameters() if not p.requires_grad):,} frozen",
         f"  first stage: {weights['full']:g} full",
         "  second stage: " + " + ".join(f"{weight:g} {name}" for name, weight in second.items() if weight),
+        *(
+            [f"  context: {config.context_k} captions for each of {config.context_size} clusters"]
+            * bool(config.context_size)
+        ),
     ]
 
 

@@ -137,6 +137,19 @@ def values(rows: pyarrow.Array) -> np.ndarray:
     return rows.to_numpy(zero_copy_only=False)
 
 
+def bank_of(data: datasets.Dataset, source: str) -> tuple[torch.Tensor, list[str], list[str]]:
+    """Features `(M, D)`, videos' ids and texts of all captions (ValueError: a column is missing, or a caption's features)."""
+    if missing := {"video_id", "captions", "caption_features"} - set(data.column_names):
+        raise ValueError(f"{source} lacks {', '.join(sorted(missing))}, which a bank of captions is made of.")
+    rows = list(data.select_columns(["video_id", "captions", "caption_features"]).with_format("numpy"))
+    features = [np.asarray(row["caption_features"], dtype=np.float32) for row in rows]
+    if odd := [row["video_id"] for row, own in zip(rows, features, strict=True) if len(own) != len(row["captions"])]:
+        raise ValueError(f"{source} holds another number of caption_features than of captions, e.g. of {odd[0]}.")
+    texts = [str(text) for row in rows for text in row["captions"]]
+    ids = [str(row["video_id"]) for row in rows for _ in row["captions"]]
+    return torch.from_numpy(np.concatenate(features)), ids, texts
+
+
 def data_fingerprint(data: datasets.Dataset) -> dict[str, Any]:
     """What tells two data sets apart: their size and columns, and digests of ids, captions and boxes, and of some features."""
     texts = data.select_columns([name for name in ("video_id", "captions", "groundings") if name in data.column_names])
