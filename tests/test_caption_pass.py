@@ -174,6 +174,7 @@ def test_a_pass_reads_nothing_off_the_device(processor, batch):
         encode=lambda frames, mask: frames[..., :16],
         caption_logits=lambda encoded, mask, ids, keep, regions: torch.zeros(int(keep.sum()), 300, device="meta"),
         make_masks=None,
+        add_context=lambda frames, weights, video: frames,
         counts=counts,
     )
     for num_items in (None, 7):

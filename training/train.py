@@ -215,8 +215,9 @@ def go_on_from(args: ModelArguments) -> tuple[SailForDenseVideoCaptioning, SailP
             f"Other sizes were asked for than {name} has, whose weights would be lost or lacking, e.g. {min(lost)}; of a "
             "trained model the losses may change, the kind and the layers of the mask generator, and it may get a grounding head or a bank."
         )
-    of_new_masks = {"initializer_range", "mask_position_initializer_range"}
-    idle = {"position_initializer_range"} | (set() if info["missing_keys"] else of_new_masks)
+    idle = {"position_initializer_range"} | (set() if info["missing_keys"] else {"initializer_range"})
+    if not any("model.mask_generator." in key for key in info["missing_keys"]):
+        idle.add("mask_position_initializer_range")
     if said := sorted(idle & args.model_config.keys()):
         print(f"{', '.join(said)}: initial values, which change nothing of {name}, whose weights are there already.")
     if args.include_text_tower:

@@ -324,28 +324,53 @@ def _sprite(name: str, side: int, angle: int, mirrored: bool) -> Image.Image:
 # Frames
 
 
-class _Stage:
-    """A frame being drawn. Positions and sizes are shares of the picture's side, angles degrees counterclockwise."""
+class Stage:
+    """A frame being drawn. Positions and sizes are shares of the stage's side, angles degrees counterclockwise.
 
-    def __init__(self, background: Image.Image, mirrored: bool):
+    Args:
+        background: what it stands on; stays as it is.
+        mirrored: whether left and right of all that is put there are exchanged (not of the background).
+        zoom, left, top: side of the stage and its left upper corner, as shares of the picture's side.
+    """
+
+    def __init__(
+        self, background: Image.Image, mirrored: bool, zoom: float = 1.0, left: float = 0.0, top: float = 0.0
+    ):
         self.image = background.copy()
         self.mirrored = mirrored
+        self.zoom, self.left, self.top = zoom, left, top
+        self._placed: list[tuple[str, Image.Image, int, int]] = []
 
     def put(self, name: str, x: float, y: float, side: float, angle: float = 0.0) -> None:
         """Paste a sprite with its middle at (x, y); a mirrored stage turns it all about."""
         if self.mirrored:
             x, angle = 1 - x, -angle
         # Few sizes and angles, so that nearly all sprites come from the cache.
-        pixels, angle = max(3, round(side * SIZE)), 5 * round(angle / 5) % 360
+        pixels, angle = max(3, round(self.zoom * side * SIZE)), 5 * round(angle / 5) % 360
         sprite = _sprite(name, pixels, angle, self.mirrored)
-        self.image.paste(sprite, (round(x * SIZE - sprite.width / 2), round(y * SIZE - sprite.width / 2)), sprite)
+        x, y = self.left + self.zoom * x, self.top + self.zoom * y
+        corner = (round(x * SIZE - sprite.width / 2), round(y * SIZE - sprite.width / 2))
+        self.image.paste(sprite, corner, sprite)
+        self._placed.append((name, sprite, *corner))
 
     def string(self, *points: float) -> None:
         flipped = [1 - p if self.mirrored and i % 2 == 0 else p for i, p in enumerate(points)]
-        ImageDraw.Draw(self.image).line([p * SIZE for p in flipped], _INK, 1)
+        moved = [(self.left, self.top)[i % 2] + self.zoom * p for i, p in enumerate(flipped)]
+        ImageDraw.Draw(self.image).line([p * SIZE for p in moved], _INK, 1)
 
     def darken(self, share: float) -> None:
         self.image = Image.blend(self.image, Image.new("RGB", self.image.size, (8, 10, 40)), share)
+
+    def boxes(self) -> list[tuple[str, list[float]]]:
+        """Name and box `[x0, y0, x1, y1]` of each sprite's ink, as shares of the picture's side, cut off at its edges; in
+        the order they were put, those outside of the picture left out. What is covered by later sprites counts as there."""
+        found = []
+        for name, sprite, x, y in self._placed:
+            x0, y0, x1, y1 = sprite.getbbox(alpha_only=True)
+            box = [min(max(value / SIZE, 0.0), 1.0) for value in (x + x0, y + y0, x + x1, y + y1)]
+            if box[0] < box[2] and box[1] < box[3]:
+                found.append((name, box))
+        return found
 
 
 _GROUND = 0.86  # where the feet are
@@ -361,9 +386,14 @@ def draw_event(
         seconds: time since the action began, which moves the actor and the props.
         mirrored: whether left and right of the actor and the props are exchanged (not of the background).
     """
-    stage = _Stage(background, mirrored)
-    _ACTION_DRAWINGS[action](stage, actor, 1 - x if mirrored else x, height, seconds)
+    stage = Stage(background, mirrored)
+    act(stage, actor, action, x, height, seconds)
     return stage.image
+
+
+def act(stage: Stage, actor: str, action: str, x: float, height: float, seconds: float) -> None:
+    """Put an actor in action on a stage; as [`draw_event`]."""
+    _ACTION_DRAWINGS[action](stage, actor, 1 - x if stage.mirrored else x, height, seconds)
 
 
 def _jump(stage, actor, x, height, t):
@@ -420,7 +450,7 @@ def _dance(stage, actor, x, height, t):
     stage.put(actor, x + 0.04 * math.sin(4 * t), _GROUND - height / 2, height, 24 * math.sin(4 * t))
 
 
-_ACTION_DRAWINGS: dict[str, Callable[[_Stage, str, float, float, float], None]] = {
+_ACTION_DRAWINGS: dict[str, Callable[[Stage, str, float, float, float], None]] = {
     "jump": _jump,
     "juggle": _juggle,
     "sleep": _sleep,
@@ -434,7 +464,7 @@ _ACTION_DRAWINGS: dict[str, Callable[[_Stage, str, float, float, float], None]] 
 
 def draw_happening(background: Image.Image, kind: str, progress: float, phase: float) -> Image.Image:
     """A minor happening before a background. `progress` in [0, 1] through it, `phase` in [0, 1) varies its looks."""
-    stage = _Stage(background, mirrored=phase < 0.5)
+    stage = Stage(background, mirrored=phase < 0.5)
     vary = 2 * phase % 1
     if kind == "bird":
         y = 0.14 + 0.2 * vary

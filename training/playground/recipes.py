@@ -10,6 +10,15 @@ import build_dataset  # noqa: E402
 import caption_frames  # noqa: E402
 import extract_features  # noqa: E402
 import fit_event_counter  # noqa: E402
+import grounding_annotations  # noqa: E402
 import train  # noqa: E402
 
-__all__ = ["ablate", "build_dataset", "caption_frames", "extract_features", "fit_event_counter", "train"]
+__all__ = [
+    "ablate",
+    "build_dataset",
+    "caption_frames",
+    "extract_features",
+    "fit_event_counter",
+    "grounding_annotations",
+    "train",
+]

@@ -30,12 +30,13 @@ The same seed gives the same scripts, frames and sentences, whatever the number 
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from drawing import draw_background, draw_event, draw_happening
@@ -182,7 +183,7 @@ def sample_script(seed: int, split: str, index: int) -> Script:
     for i, (actor, action) in enumerate(zip(actors, actions, strict=True)):
         _add_gap(rng, script, between_events=i > 0)
         end = script.num_frames + _log_uniform_frames(rng, 2, 10)
-        script.events.append(_random_event(rng, script.scene, actor, action, script.num_frames, end))
+        script.events.append(random_event(rng, script.scene, actor, action, script.num_frames, end))
         script.num_frames = end
     _add_gap(rng, script, between_events=False)
     return script
@@ -198,7 +199,7 @@ def _add_gap(rng: np.random.Generator, script: Script, between_events: bool) -> 
         script.transitions.append(gap_sentence(rng, script.scene, kind))
 
 
-def _random_event(rng: np.random.Generator, scene: str, actor: str, action: str, start: int, end: int) -> Event:
+def random_event(rng: np.random.Generator, scene: str, actor: str, action: str, start: int, end: int) -> Event:
     return Event(
         start,
         end,
@@ -219,8 +220,16 @@ def _log_uniform_frames(rng: np.random.Generator, low: float, high: float) -> in
 # Frames and files
 
 
-def draw_frames(script: Script) -> Iterator[np.ndarray]:
-    """Yields the frames of a video in order, as uint8 arrays `(SIZE, SIZE, 3)`."""
+def _draw(background: Image.Image, event: Event, seconds: float) -> Image.Image:
+    seconds += 10 * event.phase
+    return draw_event(background, event.actor, event.action, event.x, event.height, seconds, event.mirrored)
+
+
+def draw_frames(script: Script, draw=_draw) -> Iterator[np.ndarray]:
+    """Yields the frames of a video in order, as uint8 arrays `(SIZE, SIZE, 3)`.
+
+    `draw`: `(background, event, seconds since its start) -> image`, how an event is drawn.
+    """
     background = draw_background(script.scene, script.looks)
     parts: dict[int, Event | Happening] = {}
     for part in (*script.events, *script.happenings):
@@ -230,27 +239,34 @@ def draw_frames(script: Script) -> Iterator[np.ndarray]:
         if part is None:
             image = background
         elif isinstance(part, Event):
-            image = _draw(background, part, (frame - part.start) / FPS)
+            image = draw(background, part, (frame - part.start) / FPS)
         else:
             progress = (frame - part.start + 0.5) / (part.end - part.start)
             image = draw_happening(background, part.kind, progress, part.phase)
         yield np.asarray(image)
 
 
-def _draw(background: Image.Image, event: Event, seconds: float) -> Image.Image:
-    seconds += 10 * event.phase
-    return draw_event(background, event.actor, event.action, event.x, event.height, seconds, event.mirrored)
+def frames_of(seed: int, split: str, index: int) -> Iterator[np.ndarray]:
+    """[`draw_frames`] of video `index` of a split."""
+    return draw_frames(sample_script(seed, split, index))
 
 
-def draw_picture(seed: int, split: str, index: int) -> tuple[Image.Image, str]:
-    """A still and its caption: an event (70 %), a minor happening (18 %) or an empty scene (12 %)."""
+def _draw_still(background: Image.Image, event: Event, rng: np.random.Generator) -> Image.Image:
+    return _draw(background, event, 0.0)
+
+
+def draw_picture(seed: int, split: str, index: int, draw=_draw_still) -> tuple[Image.Image, str]:
+    """A still and its caption: an event (70 %), a minor happening (18 %) or an empty scene (12 %).
+
+    `draw`: `(background, event, rng) -> image`, how an event is drawn.
+    """
     rng = np.random.default_rng([seed, _STREAMS[f"pictures-{split}"], index])
     scene = _choose(rng, list(SCENES))
     background = draw_background(scene, int(rng.integers(2**31)))
     kind = rng.random()
     if kind < 0.7:
-        event = _random_event(rng, scene, _choose(rng, list(ACTORS)), _choose(rng, list(ACTIONS)), 0, 0)
-        return _draw(background, event, 0.0), event.sentence
+        event = random_event(rng, scene, _choose(rng, list(ACTORS)), _choose(rng, list(ACTIONS)), 0, 0)
+        return draw(background, event, rng), event.sentence
     happening = _choose(rng, list(HAPPENINGS)) if kind < 0.88 else None
     if happening:
         background = draw_happening(background, happening, float(rng.random()), float(rng.random()))
@@ -275,6 +291,23 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = FPS) 
         container.mux(stream.encode())
 
 
+class Drawing(NamedTuple):
+    """How a playground is drawn, by functions of a module, which processes that draw import.
+
+    Attributes:
+        settings: what its folder's settings say besides the seed and [`WORLD_VERSION`].
+        frames: `(seed, split, index) -> frames` of a video.
+        picture: `(seed, split, index) -> (image, text)`, a captioned still.
+    """
+
+    settings: dict
+    frames: Callable[[int, str, int], Iterator[np.ndarray]]
+    picture: Callable[[int, str, int], tuple[Image.Image, str]]
+
+
+USUAL = Drawing({}, frames_of, draw_picture)
+
+
 def render_playground(
     folder: str | Path,
     num_train: int = 300,
@@ -283,6 +316,7 @@ def render_playground(
     num_workers: int = 2,
     num_train_pictures: int = 8000,
     num_test_pictures: int = 500,
+    drawing: Drawing = USUAL,
 ) -> None:
     """Write the playground into `folder`; what is there already, complete and of the same seed, stays as it is.
 
@@ -290,7 +324,7 @@ def render_playground(
         ValueError: `folder` holds a playground of another seed or of another version of this program.
     """
     folder = Path(folder)
-    _check_settings(folder, {"world_version": WORLD_VERSION, "seed": seed})
+    _check_settings(folder, {"world_version": WORLD_VERSION, "seed": seed, **drawing.settings})
     for name in ("videos", "pictures"):
         (folder / name).mkdir(exist_ok=True)
 
@@ -300,13 +334,13 @@ def render_playground(
         for index in range(count):
             name = f"{split}_{index:04}"
             annotations[name] = sample_script(seed, split, index).annotation()
-            video_jobs.append((folder / "videos" / f"{name}.mp4", seed, split, index))
+            video_jobs.append((folder / "videos" / f"{name}.mp4", drawing.frames, seed, split, index))
         write_json(folder / f"{split}.json", annotations)
     video_jobs = [job for job in video_jobs if not job[0].exists()]
 
     picture_counts = {"train": num_train_pictures, "test": num_test_pictures}
     picture_counts = {split: n for split, n in picture_counts.items() if _num_rows(_pictures(folder, split)) != n}
-    picture_jobs = [(seed, split, index) for split, n in picture_counts.items() for index in range(n)]
+    picture_jobs = [(drawing.picture, seed, split, index) for split, n in picture_counts.items() for index in range(n)]
 
     if not video_jobs and not picture_jobs:
         return
@@ -330,12 +364,12 @@ def _check_settings(folder: Path, settings: dict) -> None:
     write_json(path, settings)
 
 
-def _render_video(path: Path, seed: int, split: str, index: int) -> None:
-    write_video(path, draw_frames(sample_script(seed, split, index)))
+def _render_video(path: Path, frames: Callable, seed: int, split: str, index: int) -> None:
+    write_video(path, frames(seed, split, index))
 
 
-def _encode_picture(seed: int, split: str, index: int) -> tuple[bytes, str]:
-    image, text = draw_picture(seed, split, index)
+def _encode_picture(picture: Callable, seed: int, split: str, index: int) -> tuple[bytes, str]:
+    image, text = picture(seed, split, index)
     jpeg = BytesIO()
     image.save(jpeg, "JPEG", quality=90)
     return jpeg.getvalue(), text
