@@ -149,6 +149,17 @@ def test_events_tell_what_they_leaned_on(explaining):
     assert plain == [{name: value for name, value in event.items() if name != "context"} for event in events]
 
 
+def test_a_real_video(explaining, shared):
+    """Of a CLIP that knows four colours: the shape of what comes out, not its sense."""
+    pipe = pipeline("dense-video-captioning", model=str(explaining / "model"))
+    video = sorted((shared / "videos" / "activitynet").glob("*.mp4"))[0]
+    events = pipe(str(video), num_events=3, explain=2)
+    assert len(events) == 3
+    for event in events:
+        assert {item["text"] for item in event["context"]} <= set(SENTENCES.values())
+        assert 1 <= len(event["context"]) <= 2 and all(-1 <= item["cosine"] <= 1 for item in event["context"])
+
+
 @pytest.mark.parametrize(("model", "number"), [("plain", 3), ("model", 0)])
 def test_explaining_needs_a_bank(explaining, model, number):
     pipe = pipeline("dense-video-captioning", model=str(explaining / model))
