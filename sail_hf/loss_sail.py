@@ -265,7 +265,6 @@ class LossInputs:
     encode: Callable[[Tensor, Tensor], Tensor]
     caption_logits: Callable[[Tensor, Tensor, Tensor, Tensor, Regions | None], Tensor]
     make_masks: Callable[[Tensor, Tensor, Tensor], Tensor]
-    add_context: Callable[[Tensor, Tensor, Tensor], Tensor]
     counts: list[int] | None = None
     centers: Tensor | None = None
     widths: Tensor | None = None
@@ -278,6 +277,7 @@ class LossInputs:
     frame_caption_features: Tensor | None = None
     regions: tuple[Tensor, Tensor] | None = None
     group_rows: Callable[[Tensor], list[Tensor]] = length_groups
+    add_context: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda frames, weights, video: frames
     grounding_targets: Tensor | None = None
     positive_regions: Regions | None = None
 

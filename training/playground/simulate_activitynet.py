@@ -201,8 +201,8 @@ def write_world(args: SimulateArguments) -> None:
                 row["caption_features"] = video.captions(level).astype(np.float16)
                 row["transition_features"] = guessed_transitions(video.contents, rng).astype(np.float16)
             right[split] = 100 * float(np.concatenate(hits).mean())
-            shape, names = (NUM_FRAMES, FEATURE_SIZE), {"caption_features", "transition_features"}
-            columns = columns or extract_features.features_of([], shape, names)
+            names = ("video_features", "caption_features", "transition_features")
+            columns = columns or extract_features.features_of([], dict.fromkeys(names, (NUM_FRAMES, FEATURE_SIZE)))
             rows = [{name: row.get(name) for name in columns} for row in rows]
             build_dataset.write_split(datasets.Dataset.from_list(rows, features=columns), temporary, split)
     content = {"simulated": "features; captions, times and counts are real", "noise": level, "percent_right": right}

@@ -170,7 +170,6 @@ def teach(
                     encoded=features,
                     encode=None,
                     caption_logits=None,
-                    add_context=None,
                     make_masks=model.model.make_masks,
                     counts=counts.tolist(),
                     centers=centers,
