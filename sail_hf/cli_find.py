@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from .cli_align import load_clip_of
-from .cli_videos import Documents, Events, check_writable, expand_videos, is_url, run_over, stem_of, usable
+from .cli_videos import Documents, Events, check_writable, expand_videos, formats_of, is_url, run_over, stem_of, usable
 from .data import find_videos
 from .hub_names import check_clip_name, check_model_name
 
@@ -15,14 +15,23 @@ def run(args: Namespace) -> int:
     queries = [args.query, *args.also]
     if not all(map(str.strip, queries)):
         raise ValueError("A sentence to find is empty.")
-    stored = stored_videos(args)
-    videos = [*stored, *expand_videos([name for name in args.videos if not data_set_files(name)])]
+    data_sets = {name: files for name in args.videos if (files := data_set_files(name))}
+    stored, files = stored_videos(data_sets), expand_videos([name for name in args.videos if name not in data_sets])
+    videos = [*stored, *files]
+    if stored and (args.clips or "html" in formats_of(args.format, args.output)):
+        raise ValueError("Stored features have no video to cut or to show: leave out --clips and --format html.")
     documents = Documents(videos, args.format, args.output, args.embed, args.transcode)
+    if args.features and not files:
+        raise ValueError(
+            "--features keeps what CLIP sees of videos, and there are only stored features: leave it out."
+        )
+    if twice := set(stored) & set(files):
+        raise ValueError(f"{min(twice)} is a video, and the id of stored features as well: search them one by one.")
     if args.clips and (addresses := list(filter(is_url, videos))):
         raise ValueError(f"--clips cuts files, and {addresses[0]} is an address: download it first.")
     for folder in filter(None, (args.clips, args.features)):
         check_writable(folder)
-    given, reasons = usable(videos[len(stored) :])
+    given, reasons = usable(files)
     check_clip_name(args.clip) if args.clip else check_model_name(args.model)
     features: dict = dict(stored)
     if given or stored:
@@ -73,15 +82,16 @@ def data_set_files(name: str) -> list[str]:
     return sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() and not find_videos(path) else []
 
 
-def stored_videos(args: Namespace) -> dict:
-    """Features and durations of the data sets among `args.videos`, by video id."""
+def stored_videos(data_sets: dict[str, list[str]]) -> dict:
+    """Features and durations of data sets by video id (ValueError: an id is in two)."""
     stored: dict = {}
-    for files in filter(None, map(data_set_files, args.videos)):
+    for name, files in data_sets.items():
         from .finding import data_set_features  # torch
 
-        stored |= data_set_features(files)
-    if stored and (args.clips or "html" in (args.format or ())):
-        raise ValueError("Stored features have no video to cut or to show: leave out --clips and --format html.")
+        found = data_set_features(files)
+        if twice := stored.keys() & found:
+            raise ValueError(f"{min(twice)} is in {name} and in a data set before it: search them one by one.")
+        stored |= found
     return stored
 
 

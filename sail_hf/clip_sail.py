@@ -55,15 +55,18 @@ class SailClip:
         )
 
     @torch.no_grad()
-    def encode_regions(self, pixel_values: Tensor) -> Tensor:
-        """Projections of patches `(n, N, D)` of `pixel_values` `(n, 3, H, W)`; float16 on the CPU, not L2-normalised.
+    def encode_regions(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """[`SailClip.encode_images`] of `pixel_values` `(n, 3, H, W)`, and the projections of their patches `(n, N, D)`, float16 on
+        the CPU, not L2-normalised, in one pass.
 
         Raises:
             ValueError: the CLIP's vision tower has no patches, see [`encode_with_patches`].
         """
         parameter = next(self.model.visual.parameters())
         parts = (part.to(parameter.device, parameter.dtype) for part in pixel_values.split(_FRAMES_AT_ONCE))
-        return torch.cat([encode_with_patches(self.model.visual, part)[1].half().cpu() for part in parts])
+        found = [encode_with_patches(self.model.visual, part) for part in parts]
+        images, patches = zip(*((image.float().cpu(), patch.half().cpu()) for image, patch in found), strict=True)
+        return torch.cat(images), torch.cat(patches)
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:

@@ -28,6 +28,7 @@ from transformers.utils import ModelOutput
 from .alignment_sail import ALIGNMENTS, frame_spans
 from .beams_sail import open_rows_beam_search
 from .configuration_sail import SailConfig
+from .context_sail import Context
 from .events_sail import settled, uncovered
 from .grounding_sail import Regions, frame_log_weights, looking_at
 from .loss_sail import cosines
@@ -154,11 +155,13 @@ class SailGenerationMixin(GenerationMixin):
             logger.warning_once(
                 "This model has a grounding head, but no `region_features` were given: its sentences do without patches."
             )
-        if num_events is not None and (idle := [name for name in ("repeat_level", "support_level") if name in kwargs]):
+        of_number = ("repeat_level", "support_level", "counting")
+        if num_events is not None and (idle := [name for name in of_number if name in kwargs]):
             raise ValueError(f"With `num_events`, no event goes or comes: leave out {', '.join(idle)}.")
         passed = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
         passed["region_features"] = region_features
         features, frame_mask = self.model.prepare_features(pixel_values_videos, video_features, video_attention_mask)
+        passed["context"] = self.model.recall(features, frame_mask)
         if not features.isfinite().all():
             bad = (~features.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
             raise ValueError(
@@ -197,7 +200,8 @@ class SailGenerationMixin(GenerationMixin):
         full_sequences = self.describe(features, frame_mask, tokenizer, config, **passed)
         most = frame_mask.sum(1) if num_events is None else torch.minimum(num_events, frame_mask.sum(1))
         regions = self._regions(passed["region_features"], features, range(len(features)), frame_mask, frame_mask)
-        sentences, scores = self._cut_sentences(features, frame_mask, full_sequences, most.tolist(), regions)
+        frames = self.model.with_context(features, frame_mask, passed["context"])
+        sentences, scores = self._cut_sentences(frames, frame_mask, full_sequences, most.tolist(), regions)
         if num_events is None and (config.repeat_level < 1 or config.support_level > -1):
             self._settle(features, frame_mask, sentences, scores, tokenizer, config, passed)
         found = torch.tensor([len(of_video) for of_video in sentences], device=features.device)
@@ -272,16 +276,16 @@ class SailGenerationMixin(GenerationMixin):
 
     def _cut_sentences(
         self,
-        features: Tensor,
+        frames: Tensor,
         frame_mask: Tensor,
         full_sequences: Tensor,
         most: list[int],
         regions: Regions | None,
     ) -> tuple[list[list[Tensor]], list[Tensor]]:
         """The first `most` sentences of each whole-video caption: their token ids, and their scores as of events."""
-        prompt = torch.tensor([self.config.full_prompt_ids] * len(features), device=features.device)
+        prompt = torch.tensor([self.config.full_prompt_ids] * len(frames), device=frames.device)
         labels = torch.cat([prompt, full_sequences], 1)
-        encoded = self.model.video_encoder(self.model.with_context(features, frame_mask), frame_mask)
+        encoded = self.model.video_encoder(frames, frame_mask)
         logits = self.caption_logits(encoded, frame_mask, labels, regions=regions)[:, prompt.shape[1] - 1 : -1]
         log_probs = logits.float().log_softmax(-1).gather(-1, full_sequences[..., None])[..., 0]
         sentences, scores = [], []
@@ -301,6 +305,7 @@ class SailGenerationMixin(GenerationMixin):
         logits_processor: LogitsProcessorList | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
         region_features: Tensor | None = None,
+        context: Context | None = None,
         **kwargs,
     ) -> Tensor:
         """Token ids `(B, length)` of `N events: ` and all sentences of each video, after the prompt `<FULL>`.
@@ -322,7 +327,7 @@ class SailGenerationMixin(GenerationMixin):
             processors.append(StatedCountLogitsProcessor(tokenizer, self.config.separator_ids[0], end))
         prompt = self.config.full_prompt_ids
         regions = self._regions(region_features, video_features, range(len(video_features)), frame_mask, frame_mask)
-        frames = self.model.with_context(video_features, frame_mask)
+        frames = self.model.with_context(video_features, frame_mask, context)
         return self._decode(frames, frame_mask, prompt, config, processors, stopping_criteria, regions).sequences
 
     @torch.no_grad()
@@ -336,15 +341,16 @@ class SailGenerationMixin(GenerationMixin):
         logits_processor: LogitsProcessorList | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
         region_features: Tensor | None = None,
+        context: Context | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor]:
         """One sentence for each event from v * M.
 
-        `masks`: `(B, N, T)`; `num_events`: `(B,)`. Returns token ids `(sum N, length)` and scores `(sum N,)` in [0, 1].
+        `masks`: `(B, N, T)`; `num_events`: `(B,)`; `context`: of [`SailModel.recall`], else recalled here. Returns token ids `(sum N, length)` and scores `(sum N,)` in [0, 1].
         """
         config = self.resolve_generation_config(generation_config, **kwargs)
         video, event = _event_rows(masks, num_events)
-        frames = self.model.with_context(video_features, frame_mask, masks[video, event], video)
+        frames = self.model.with_context(video_features, frame_mask, context, masks[video, event], video)
         frame_mask = frame_mask[video]
         regions = self._regions(region_features, video_features, video.tolist(), masks[video, event], frame_mask)
         prompt = self.config.event_prompt_ids
@@ -378,7 +384,7 @@ class SailGenerationMixin(GenerationMixin):
             predict a word's tokens are [`SailProcessor.word_positions`].
         """
         video, event = _event_rows(masks, num_events)
-        frames = self.model.with_context(video_features, frame_mask, masks[video, event], video)
+        frames = self.model.with_context(video_features, frame_mask, None, masks[video, event], video)
         frame_mask = frame_mask[video]
         regions = self._regions(region_features, video_features, video.tolist(), masks[video, event], frame_mask)
         encoded = self.model.video_encoder(frames, frame_mask)
@@ -412,10 +418,12 @@ class SailGenerationMixin(GenerationMixin):
             )
         if config.counting not in ("captions", "frames"):
             raise ValueError(f"`counting` must be 'captions' or 'frames', found {config.counting!r}.")
-        if config.counting == "frames" and config.localization == "alignment":
-            raise ValueError(
-                "With localization='alignment' there are as many events as sentences: `counting='frames'` needs another."
-            )
+        if config.localization == "alignment":
+            if overrides.get("counting") == "frames":
+                raise ValueError(
+                    "With localization='alignment' there are as many events as sentences: `counting='frames'` needs another."
+                )
+            config.counting = "captions"
         if config.counting == "frames" and self.model.event_counter is None:
             raise ValueError(
                 "This model cannot count events by frames (config.event_counter is False): "
@@ -516,8 +524,12 @@ class SailGenerationMixin(GenerationMixin):
 
 def _of_videos(passed: dict, videos: Tensor | list[int]) -> dict:
     """What is passed on to a decoder's pass, for some of the videos of the batch."""
-    regions = passed["region_features"]
-    return {**passed, "region_features": None if regions is None else regions[videos]}
+    regions, context = passed["region_features"], passed["context"]
+    return {
+        **passed,
+        "region_features": None if regions is None else regions[videos],
+        "context": None if context is None else context.of(videos),
+    }
 
 
 def _event_rows(masks: Tensor, num_events: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
+from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -149,3 +150,11 @@ class SailVideoEncoder(nn.Module):
     def initialize(self, config: SailConfig) -> None:
         """Initial values of what no layer of torch holds."""
         init.normal_(self.position_embeddings, std=config.position_initializer_range)
+
+
+def fuse_gelu(decoder: nn.Module) -> None:
+    """GPT-2's activation as one operation: written out, it keeps five tensors of every layer's widest for its gradient."""
+    for module in list(decoder.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, GELUTanh())

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -21,7 +20,7 @@ from .context_sail import Context, KeepsSentences, SailContext
 from .counting_sail import SailEventCounter
 from .generation_sail import SailGenerationMixin, default_generation_config, shares_weights
 from .grounding_sail import Regions, SailGroundingHead, looking_at
-from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder
+from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder, fuse_gelu
 from .loss_sail import IGNORE_INDEX, LossInputs, SailOutput, length_groups, one_group, sail_losses
 from .masks_sail import MASK_GENERATORS, event_masks
 from .trust import check_size, check_weight_files
@@ -71,14 +70,6 @@ def _check_frame_mask(frame_mask: Tensor) -> None:
         raise ValueError(
             "`video_attention_mask` must be 1 on a video's frames, which come first, and 0 on the padding after them."
         )
-
-
-def _fuse_gelu(decoder: PreTrainedModel) -> None:
-    """GPT-2's activation as one operation: written out, it keeps five tensors of every layer's widest for its gradient."""
-    for module in list(decoder.modules()):
-        for name, child in module.named_children():
-            if type(child) is NewGELUActivation:
-                setattr(module, name, GELUTanh())
 
 
 def _check_options(kwargs: dict) -> None:
@@ -185,23 +176,27 @@ class SailModel(SailPreTrainedModel):
     @torch.no_grad()
     def get_video_features(self, pixel_values_videos: Tensor, video_attention_mask: Tensor | None = None) -> Tensor:
         """CLIP image projections of frames, not L2-normalised: `(B, T, 3, H, W)` -> `(B, T, D)`, 0 on padding."""
-        if self.vision_tower is None:
-            raise ValueError(
-                "This model has no CLIP vision tower (config.vision_config is None), so it takes `video_features`, "
-                "not `pixel_values_videos`."
-            )
-        batch, frames = pixel_values_videos.shape[:2]
-        chunks = pixel_values_videos.to(self.dtype).flatten(0, 1).split(_FRAMES_PER_CLIP_PASS)
-        features = torch.cat([self.vision_tower(chunk) for chunk in chunks]).unflatten(0, (batch, frames))
+        chunks = self._clip_chunks(pixel_values_videos)
+        features = torch.cat([self.vision_tower(chunk) for chunk in chunks]).unflatten(
+            0, pixel_values_videos.shape[:2]
+        )
         return features if video_attention_mask is None else features * video_attention_mask[:, :, None]
 
     @torch.no_grad()
     def get_region_features(self, pixel_values_videos: Tensor) -> tuple[Tensor, Tensor]:
         """[`get_video_features`] of `(B, T, 3, H, W)`, and those of the frames' patches, `(B, T, N, D)`, in one pass."""
-        batch, frames = pixel_values_videos.shape[:2]
-        chunks = pixel_values_videos.to(self.dtype).flatten(0, 1).split(_FRAMES_PER_CLIP_PASS)
+        chunks = self._clip_chunks(pixel_values_videos)
         parts = zip(*(encode_with_patches(self.vision_tower, chunk) for chunk in chunks), strict=True)
-        return tuple(torch.cat(part).unflatten(0, (batch, frames)) for part in parts)
+        return tuple(torch.cat(part).unflatten(0, pixel_values_videos.shape[:2]) for part in parts)
+
+    def _clip_chunks(self, pixel_values_videos: Tensor) -> tuple[Tensor, ...]:
+        """Frames of `(B, T, 3, H, W)`, as many as pass through the vision tower at a time."""
+        if self.vision_tower is None:
+            raise ValueError(
+                "This model has no CLIP vision tower (config.vision_config is None), so it takes `video_features`, "
+                "not `pixel_values_videos`."
+            )
+        return pixel_values_videos.to(self.dtype).flatten(0, 1).split(_FRAMES_PER_CLIP_PASS)
 
     def get_clip(self) -> SailClip:
         """The frozen CLIP inside this model, with both towers.
@@ -295,12 +290,20 @@ class SailModel(SailPreTrainedModel):
         return frames if context is None else self.context(frames, weights, context.of(video))
 
     def with_context(
-        self, features: Tensor, frame_mask: Tensor, weights: Tensor | None = None, video: Tensor | slice = slice(None)
+        self,
+        features: Tensor,
+        frame_mask: Tensor,
+        context: Context | None,
+        weights: Tensor | None = None,
+        video: Tensor | slice = slice(None),
     ) -> Tensor:
-        """[`SailModel.add_context`] to raw `features` `(B, T, D)` of those videos times `weights`, by default whole."""
+        """[`SailModel.add_context`] to raw `features` `(B, T, D)` of those videos times `weights`, by default whole.
+
+        `context`: of the videos, where it has been recalled before.
+        """
+        context = self.recall(features, frame_mask) if context is None else context
         weights = frame_mask if weights is None else weights
-        frames = features[video] * weights[:, :, None].to(features.dtype)
-        return self.add_context(self.recall(features, frame_mask), frames, weights, video)
+        return self.add_context(context, features[video] * weights[:, :, None].to(features.dtype), weights, video)
 
     def localize(
         self, video_features: Tensor, frame_mask: Tensor, num_events: Tensor, max_events: int | None = None, **kwargs
@@ -373,7 +376,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         self.decoder = AutoModelForCausalLM.from_config(
             config.text_config, dtype=torch.get_default_dtype(), trust_remote_code=False
         )
-        _fuse_gelu(self.decoder)
+        fuse_gelu(self.decoder)
         self.grounding_head = None
         if config.grounding:
             self.grounding_head = SailGroundingHead(config, self.get_output_embeddings().weight.shape[1])

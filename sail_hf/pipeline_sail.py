@@ -81,7 +81,6 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
             a list `"context"` of `{"text": str, "cosine": float}` in the event ([`SailContext.leaned_on`]).
         generate_kwargs (`dict`), or any field of the generation config by its name (`num_beams=1`): replaces the
             checkpoint's, as do `localization`, `alignment` and `gap_level`.
-
         grounding (`bool`, defaults to `False`): each event also has `"words"`, where its content words are seen
             ([`seen_words`]), in shares of the video's own frame whatever CLIP's crop left of it. Needs a model with a grounding
             head; of stored features, rows with `region_features` `(L, N, D)` and `region_bounds`, as `training/extract_features.py` makes.
@@ -143,7 +142,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
         frames_per_second: float | None = None,
         explain: int | None = None,
         generate_kwargs: dict | None = None,
-        grounding: bool = False,
+        grounding: bool | None = None,
         **generation,
     ):
         if grounding and self.model.grounding_head is None:
@@ -184,7 +183,8 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
                 "`explain`, a positive number of sentences, needs a model with a bank of captions (`context_size`), found "
                 f"{explain!r} and a model with context_size {self.model.config.context_size}."
             )
-        tells = ({"grounding": True} if grounding else {}) | ({} if explain is None else {"explain": explain})
+        tells = {"grounding": grounding, "explain": explain}
+        tells = {name: value for name, value in tells.items() if value is not None}
         return {**reading, **counted, **generation}, {**tells, **generation}, {**counted, **generation}
 
     def _chunk_length(self, chunk_length_s: float | None) -> float | None:
@@ -258,10 +258,7 @@ class DenseVideoCaptioningPipeline(ChunkPipeline):
 
             plan = self._plan(chunks, times_of, captions, num_events)
             for times, piece in progress_over(plan, reader.name, "part"):
-                images = reader.frames_at(times)
-                first = next(images)
-                seen = processor.seen_bounds(*first.shape[:2])
-                frames = processor.process_frames(chain([first], images))
+                frames, seen = processor.process_with_bounds(reader.frames_at(times))
                 yield {**piece, **_padded("pixel_values_videos", frames, size), "seen": seen}
 
     def _plan(

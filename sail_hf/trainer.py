@@ -26,8 +26,10 @@ from .processing_sail import SailProcessor
 logger = logging.getLogger(__name__)
 
 # What the first stage shows the model; with these keys alone, `loss_full` is the only loss.
-CAPTIONING_KEYS = {"video_features", "pixel_values_videos", "video_attention_mask", "region_features", "full_labels"}
-CAPTIONING_KEYS |= {"video_ids"}
+CAPTIONING_KEYS = {
+    *("video_features", "pixel_values_videos", "video_attention_mask", "region_features"),
+    *("full_labels", "video_ids"),
+}
 # Of two updates a batch, what the first and the second do not see; both see all else, hence the losses of the masks.
 NOT_IN_FIRST, NOT_IN_SECOND = {"complement_labels"}, {"full_labels", "event_labels", "grounding_targets"}
 

@@ -1,6 +1,7 @@
 """Frames of videos to pixels as CLIP expects them, and stored features to a fixed number of frames."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -201,6 +202,13 @@ class SailVideoProcessor(LoadedByPackage, BaseVideoProcessor):
             raise VideoError("Expected at least one frame, found none")
         names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         return self.rescale_and_normalize(_stack(images), *(options[name] for name in names))
+
+    def process_with_bounds(
+        self, images: Iterator[np.ndarray]
+    ) -> tuple[torch.Tensor, tuple[float, float, float, float]]:
+        """[`SailVideoProcessor.process_frames`] of frames of one size, at least one, and their [`seen_bounds`]."""
+        first = next(images)
+        return self.process_frames(chain([first], images)), self.seen_bounds(*first.shape[:2])
 
     def seen_bounds(self, height: int, width: int) -> tuple[float, float, float, float]:
         """What is left of a frame of `height` x `width` pixels after resize and crop: `(x0, y0, x1, y1)` in shares of the frame.

@@ -3,6 +3,7 @@
 import errno
 import gc
 import io
+import math
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -247,7 +248,7 @@ class _FileReader(VideoReader):
         self._current = None  # latest frame at or before the last target, ...
         self._ahead = None  # ... and the one after it, if it had to be decoded
         self._position = _BEGINNING  # of the last packet given to the decoder, in file order
-        self._all_from = 0  # ticks from which every frame is decoded; before, those alone that others need
+        self._all_from = -math.inf  # ticks from which every frame is decoded; before, those alone that others need
         self._array: tuple[int, np.ndarray] | None = None  # the last frame as RGB, with its time
         self._converter = None  # from the codec's pixels to RGB
         try:
@@ -414,10 +415,10 @@ class _FileReader(VideoReader):
         found = []
         keys = dict.fromkeys([nearest, self._keyframe_before(max(target - gap, int(self._shown[0]))), _BEGINNING])
         # Frames that no other needs are passed over on the way; only what damage has left needs every one.
-        for key, all_from in [(nearest, target), *((key, 0) for key in keys)]:
+        for key, all_from in [(nearest, target), *((key, -math.inf) for key in keys)]:
             if key == _BEGINNING and found:
                 break
-            decode_on = all_from and reached is not None and reached <= target and key <= self._position
+            decode_on = all_from == target and reached is not None and reached <= target and key <= self._position
             if not decode_on:
                 self._start_at(key)
             self._all_from = all_from

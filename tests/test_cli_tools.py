@@ -168,7 +168,8 @@ def test_find_over_the_stored_features_of_a_data_set(here, capsys, tmp_path, mon
     assert found["one"][0]["end"] == pytest.approx(4.5, abs=0.2)
     for options, message in [
         (["--clips", "found"], "no video to cut"),
-        (["--format", "html", "--output", "page.html"], "no video to cut or to show"),
+        (["--output", "page.html"], "no video to cut or to show"),
+        (["--features", "kept"], "only stored features: leave it out"),
     ]:
         assert main(["find", str(file), GREEN, *FIND, *options]) == 1
         assert message in capsys.readouterr().err
@@ -181,6 +182,10 @@ def test_find_over_the_stored_features_of_a_data_set(here, capsys, tmp_path, mon
     datasets.Dataset.from_list(rows * 2).to_parquet(file)
     assert main(["find", str(file), GREEN, *FIND]) == 1
     assert "two rows have the id one" in capsys.readouterr().err
+    datasets.Dataset.from_list(rows).to_parquet(file)
+    datasets.Dataset.from_list(rows[:1]).to_parquet(tmp_path / "other.parquet")
+    assert main(["find", str(file), str(tmp_path / "other.parquet"), GREEN, *FIND]) == 1
+    assert "one is in" in capsys.readouterr().err
     assert main(["find", str(tmp_path / "none.parquet"), GREEN, *FIND]) == 1
     assert "no such file" in capsys.readouterr().err
 

@@ -294,3 +294,13 @@ def test_an_event_leans_on_the_sentences_under_its_mask(processor):
     assert first[0]["cosine"] == pytest.approx(1, abs=1e-2)
     (((best,), _),) = context.leaned_on(recalled, masks, 1)
     assert best["text"] == "along x"
+
+
+def test_a_video_is_looked_up_once_however_many_passes_it_takes(contextual, named, monkeypatch):
+    given = {name: named[name] for name in ("video_features", "video_attention_mask")}
+    expected = contextual.eval().generate(**given, num_beams=1)  # whole-video captions, then the events'
+    calls, recall = [], SailContext.recall
+    monkeypatch.setattr(SailContext, "recall", lambda *args: calls.append(1) or recall(*args))
+    found = contextual.generate(**given, num_beams=1)
+    assert len(calls) == 1
+    assert torch.equal(found.sequences, expected.sequences)

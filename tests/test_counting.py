@@ -122,3 +122,16 @@ def test_the_recipe_writes_a_model_that_counts(tmp_path, capsys):
     assert output.num_events.tolist() == [1, 3]
     with pytest.raises(SystemExit, match="exists: choose another --output"):
         fit_event_counter.main([*command, "--output", str(tmp_path / "counting")])
+
+
+def test_alignment_has_as_many_events_as_sentences_whatever_the_model_counts_by_itself():
+    model = make_model(make_processor(), event_counter=True)
+    model.generation_config.update(counting="frames", localization="cohesion")
+    assert model.resolve_generation_config().counting == "frames"
+    assert model.resolve_generation_config(localization="alignment").counting == "captions"
+
+
+def test_a_number_that_is_given_leaves_nothing_to_count():
+    model = make_model(make_processor(), event_counter=True)
+    with pytest.raises(ValueError, match="leave out counting"):
+        model.generate(video_features=torch.randn(1, 8, 24), num_events=torch.tensor([2]), counting="frames")

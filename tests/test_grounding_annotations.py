@@ -204,7 +204,9 @@ def test_features_of_patches(place, capsys):
     clip = load_clip(str(place / "clip"))
     processor = SailVideoProcessor.from_vision_config(clip.vision_config, 8)
     pixels = processor(str(place / "videos" / "v_a.mp4"))["pixel_values_videos"][0]
-    np.testing.assert_array_equal(row["region_features"], clip.encode_regions(pixels).numpy())
+    np.testing.assert_array_equal(row["region_features"], clip.encode_regions(pixels)[1].numpy())
+    # Of the same pass, and as without patches.
+    np.testing.assert_allclose(row["video_features"], clip.encode_images(pixels).half().numpy(), rtol=2e-3, atol=2e-3)
     with pytest.raises(SystemExit, match="--regions needs --videos"):
         words = ["--annotations", "x", "--features", "y", "--output", "z", "--regions", "true"]
         extract_features.main(words)

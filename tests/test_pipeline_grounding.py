@@ -102,6 +102,18 @@ def test_events_have_their_words(pipe, caplog):
     assert json.loads(format_json(events))[0]["words"] == events[0]["words"]
 
 
+def test_a_call_can_leave_out_what_the_pipeline_was_made_for(folder):
+    pipe = pipeline(TASK, model=str(folder / "model"), grounding=True)
+    assert all("words" in event for event in pipe(wide_video(), fps=4, num_events=2))
+    assert not any("words" in event for event in pipe(wide_video(), fps=4, num_events=2, grounding=False))
+
+
+def test_a_model_without_a_vision_tower_says_so(folder):
+    model = make_model(make_processor(), grounding=True).model
+    with pytest.raises(ValueError, match="has no CLIP vision tower"):
+        model.get_region_features(torch.zeros(1, 2, 3, 32, 32))
+
+
 def test_words_are_those_of_the_models_own_attention(pipe):
     """Of one event, from the model's own parts: pixels, generation, attention."""
     video = wide_video(1)

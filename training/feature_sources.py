@@ -4,7 +4,6 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +64,13 @@ class RegionSource(VideoSource):
         """Preprocessed frames with what they show of the video's, and the duration in seconds."""
         with open_video(video) as reader:
             frames = reader.frames_at(uniform_times(self.processor.num_frames, 0, reader.duration))
-            first = next(frames)
-            pixels = self.processor.process_frames(chain([first], frames))
-            return (pixels, self.processor.seen_bounds(*first.shape[:2])), reader.duration
+            return self.processor.process_with_bounds(frames), reader.duration
 
     def features(self, read: tuple[torch.Tensor, tuple[float, ...]]) -> dict[str, torch.Tensor]:
         frames, bounds = read
-        regions = {"region_features": self.clip.encode_regions(frames)}
-        return {**super().features(frames), **regions, "region_bounds": torch.tensor(bounds, dtype=torch.float64)}
+        images, patches = self.clip.encode_regions(frames)
+        bounds = torch.tensor(bounds, dtype=torch.float64)
+        return {"video_features": images, "region_features": patches, "region_bounds": bounds}
 
 
 class FileSource:
