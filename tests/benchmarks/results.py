@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[file.name for file in files])
     args = parser.parse_args()
     files = [file for file in files if not args.only or file.name in args.only]
-    parts = ["# Results of the benchmarks\n", "Written by `make bench`.\n", *(f"* {line}" for line in machine()), ""]
+    command = " ".join(["python tests/benchmarks/results.py", *(["--only", *args.only] if args.only else [])])
+    parts = ["# Results of the benchmarks\n", f"Written by `{command}`.\n", *(f"* {line}" for line in machine()), ""]
     for file in files:
         command = f"python tests/benchmarks/{file.name}"
         print(f"== {command}", flush=True)
