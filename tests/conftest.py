@@ -1,4 +1,5 @@
 import importlib.util
+import logging
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from tiny import make_clip, make_model, make_processor, make_rows, make_tokenizer  # noqa: E402
 from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from sail_hf import SailDataCollator  # noqa: E402
 
@@ -21,6 +23,15 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def loudness():
+    """What a test says quietly (`sail --quiet` is for the whole process), the next one says aloud again."""
+    ours, theirs = logging.getLogger("sail_hf").level, transformers_logging.get_verbosity()
+    yield
+    logging.getLogger("sail_hf").setLevel(ours)
+    transformers_logging.set_verbosity(theirs)
 
 
 @pytest.fixture(scope="session")
