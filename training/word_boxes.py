@@ -123,9 +123,10 @@ def places_of(tokens: Sequence[str], caption: str) -> list[int | None]:
 def propagate(patches: Tensor, frame: int, box: Tensor) -> tuple[Tensor, Tensor] | None:
     """The box of one frame in all frames: boxes `(T, 4)` and confidences in [0, 1] `(T,)`; `None` for a box outside of the patches.
 
-    The patches in the box are looked for as they lie, in every place of every frame that is whole patches away; the confidence is
-    their mean cosine there, less what all patches of the video share. A thing that grows or turns is lost, which the confidence
-    says. CVG carries boxes by a tracker.
+    The patches in the box are looked for as they lie, in every place of every frame, to parts of a patch; the confidence is their
+    mean cosine there, less what all patches of the video share. A thing that grows or turns is lost, which the confidence says.
+    From where it is at most LEAST_CONFIDENCE on, it is 0: what looks alike in another event is another thing. CVG carries boxes by
+    a tracker.
 
     Args:
         patches: `(T, N, D)` features of patches; frame: index of the frame with the box; box: `(4,)` in shares of what CLIP saw.
@@ -142,11 +143,25 @@ def propagate(patches: Tensor, frame: int, box: Tensor) -> tuple[Tensor, Tensor]
     template = (unit[frame] * weights / weights.sum())[:, window[0], window[1]]
     found = functional.conv2d(unit, template[None])[:, 0]
     confidences, places = found.flatten(1).max(1)
-    down, right = places // found.shape[2] - low[0], places % found.shape[2] - low[1]
-    moved = torch.stack([right / columns, down / rows] * 2, -1)
-    boxes, confidences = box + moved, confidences.clamp(0, 1)
+    row, column = places // found.shape[2], places % found.shape[2]
+    each = torch.arange(len(found))
+    down = row - low[0] + peak_offset(found[each, :, column], row)
+    right = column - low[1] + peak_offset(found[each, row], column)
+    boxes = box + torch.stack([right / columns, down / rows] * 2, -1)
     boxes[frame], confidences[frame] = box, 1.0
-    return boxes, confidences
+    sure = (confidences > LEAST_CONFIDENCE).long()
+    tracked = torch.cat([sure[:frame].flip(0).cumprod(0).flip(0), sure[frame:].cumprod(0)])
+    return boxes, confidences.clamp(0, 1) * tracked
+
+
+def peak_offset(values: Tensor, places: Tensor) -> Tensor:
+    """How far beside the highest of `values` `(T, S)`, at `places` `(T,)`, the parabola through it and its neighbours peaks, in
+    [-0.5, 0.5]; 0 at either end."""
+    inside = (places > 0) & (places < values.shape[1] - 1)
+    around = (places[:, None] + torch.arange(-1, 2)).clamp(0, values.shape[1] - 1)
+    before, peak, after = values.gather(1, around).unbind(1)
+    offset = (after - before) / (2 * (2 * peak - before - after)).clamp(min=1e-6)
+    return offset.where(inside, 0.0)
 
 
 def most_confident(tracks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
