@@ -30,7 +30,7 @@ def test_the_app_is_pushed_with_the_package(hub, tmp_path):
     assert "loaded it from the Hub" in done.stdout
     files = hub.files("space", "org/demo")
     assert {"README.md", "app.py", "requirements.txt", "sail_hf/cli_app.py", "sail_hf/page.html"} < set(files)
-    assert not any("__pycache__" in name or str(ROOT).encode() in content for name, content in files.items())
+    assert not [name for name, content in files.items() if "__pycache__" in name or str(ROOT).encode() in content]
     assert files["requirements.txt"].decode().splitlines() == PROJECT["dependencies"]
     (tmp_path / "README.md").write_bytes(files["README.md"])
     data = SpaceCard.load(tmp_path / "README.md").data
