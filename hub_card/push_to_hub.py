@@ -143,7 +143,8 @@ def check_space(arguments: argparse.Namespace, source: str, revision: str | None
     """
     code = "import app, sail_hf.cli_app, os; assert os.path.dirname(sail_hf.__file__) == os.path.abspath('sail_hf')"
     folder = space_folder(source, revision, cache)
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    # -B: a folder that is only staged would otherwise be pushed with what Python compiled there.
+    loaded = subprocess.run([sys.executable, "-B", "-c", code], cwd=folder, capture_output=True, text=True)
     if loaded.returncode:
         raise RuntimeError(f"{source} does not run:\n{loaded.stderr[-2000:]}")
 

@@ -25,7 +25,8 @@ def hub():
         yield server
 
 
-def test_the_app_is_pushed_with_the_package(hub, tmp_path):
+def test_the_app_is_pushed_with_the_package(hub, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     done = push(hub, tmp_path, "space", "org/model", "org/demo")
     assert "loaded it from the Hub" in done.stdout
     files = hub.files("space", "org/demo")
