@@ -126,9 +126,9 @@ def check_dataset(arguments: argparse.Namespace, source: str, revision: str | No
 
 def stage_space(arguments: argparse.Namespace, staged: Path) -> None:
     """Writes the app into a folder, with the package that it runs, for a model on the Hub."""
-    left_out = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(FOLDER / "space", staged, ignore=left_out, dirs_exist_ok=True)
-    shutil.copytree(FOLDER.parent / "sail_hf", staged / "sail_hf", ignore=left_out)
+    shutil.copytree(FOLDER / "space", staged, dirs_exist_ok=True)
+    package, left_out = FOLDER.parent / "sail_hf", shutil.ignore_patterns("__pycache__")
+    shutil.copytree(package, staged / "sail_hf", ignore=left_out)
     card = SpaceCard.load(staged / "README.md")
     card.data.models = [arguments.model]
     card.save(staged / "README.md")
@@ -159,7 +159,7 @@ def stage_metric(arguments: argparse.Namespace, staged: Path) -> None:
         raise ValueError(f"expected ORG/{METRIC}, which is the name of the metric's file, found {arguments.repo_id}")
     from transformers.dynamic_module_utils import get_relative_import_files
 
-    shutil.copytree(FOLDER / "metric", staged, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    shutil.copytree(FOLDER / "metric", staged, dirs_exist_ok=True)
     metric = FOLDER.parent / "sail_hf" / "metric.py"
     shutil.copyfile(metric, staged / f"{METRIC}.py")
     for file in get_relative_import_files(metric):

@@ -158,8 +158,8 @@ def peak_offset(values: Tensor, places: Tensor) -> Tensor:
     """How far beside the highest of `values` `(T, S)`, at `places` `(T,)`, the parabola through it and its neighbours peaks, in
     [-0.5, 0.5]; 0 at either end."""
     inside = (places > 0) & (places < values.shape[1] - 1)
-    around = (places[:, None] + torch.arange(-1, 2)).clamp(0, values.shape[1] - 1)
-    before, peak, after = values.gather(1, around).unbind(1)
+    nearby = (places[:, None] + torch.arange(-1, 2)).clamp(0, values.shape[1] - 1)
+    before, peak, after = values.gather(1, nearby).unbind(1)
     offset = (after - before) / (2 * (2 * peak - before - after)).clamp(min=1e-6)
     return offset.where(inside, 0.0)
 
