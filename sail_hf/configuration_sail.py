@@ -130,6 +130,11 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     event_counter (`bool`, defaults to `False`):
         Whether the model can tell the number of events from the frames (`SailEventCounter`), for `counting="frames"` of
         `generate`. `training/fit_event_counter.py` sets it.
+    cohesion_weight (`float`, defaults to 16.0), cohesion_gap_cost (`float`, defaults to 64.0):
+        Of the frames' cohesion: its weight beside the lengths of events, and what a whole video outside all events costs.
+    caption_memory (`int`, defaults to 0), caption_memory_sharpness (`float`, defaults to 1.8):
+        Number of captions by which frames are replaced before their cohesion is looked at (`SailCaptionMemory`; 0: raw
+        frames), and how much the nearest count. `training/fit_event_counter.py --caption_memory true` sets them.
     mask_type (`str`, defaults to `"gaussian"`):
         `"gaussian"` (Eq. 1), `"cauchy"` or `"hard"` (Table 7).
     mask_temperature (`float`, defaults to 2.0):
@@ -202,6 +207,10 @@ class SailConfig(LoadedByPackage, SavedWithCode, PreTrainedConfig):
     mask_input_dropout: float | int = 0.0
     mask_generator: Literal["queries", "progress", "fixed", "cohesion"] = "queries"
     event_counter: bool = False
+    cohesion_weight: float | int = 16.0
+    cohesion_gap_cost: float | int = 64.0
+    caption_memory: int = 0
+    caption_memory_sharpness: float | int = 1.8
     mask_type: Literal["gaussian", "cauchy", "hard"] = "gaussian"
     mask_temperature: float | int = 2.0
     transition_width: float | int = 0.6

@@ -18,6 +18,7 @@ class SailEventCounter(nn.Module):
 
     def __init__(self, config: SailConfig):
         super().__init__()
+        self.config = config
         self.linear = nn.Linear(config.num_queries, config.num_queries).requires_grad_(False)  # no loss trains it
 
     def initialize(self, config: SailConfig) -> None:
@@ -27,7 +28,8 @@ class SailEventCounter(nn.Module):
 
     def evidence(self, features: Tensor, frame_mask: Tensor) -> Tensor:
         """`(B, T, D)`, `(B, T)` -> `(B, K)`, around 0; for more events than steps of time, that of the most there can be."""
-        weights = count_evidence(features, frame_mask, self.linear.in_features)
+        costs = self.config.cohesion_weight, self.config.cohesion_gap_cost
+        weights = count_evidence(features, frame_mask, self.linear.in_features, *costs)
         possible = weights.isfinite()
         least = weights.gather(1, possible.sum(1, keepdim=True) - 1)
         weights = weights.where(possible, least)

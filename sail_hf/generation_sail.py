@@ -119,7 +119,8 @@ class SailGenerationMixin(GenerationMixin):
         The generation config's `localization` says how events are localised:
 
         * `"masks"`: by the mask generator. With `num_events`, no whole-video caption is made.
-        * `"cohesion"`: by the frames alone, whatever the mask generator: stretches that look alike ([`cohesive_spans`]).
+        * `"cohesion"`: by the frames alone, whatever the mask generator: stretches that look alike ([`cohesive_spans`]),
+          or that captions would say alike ([`SailCaptionMemory`]).
         * `"alignment"`: by aligning the sentences of the whole-video caption to the frames, with `alignment`
           (`"ordered"`, `"overlapping"`, `"unordered"` or `"expected"`, see [`align_ordered`]) and `gap_level`. Needs `tokenizer` and
           CLIP's text tower ([`SailModel.get_clip`] finds it). There are at most as many events as frames. With
@@ -171,14 +172,16 @@ class SailGenerationMixin(GenerationMixin):
             return self._generate_aligned(features, frame_mask, num_events, tokenizer, config, passed)
         full_sequences = None
         if num_events is None and config.counting == "frames":
-            num_events = self.model.event_counter(features, frame_mask).argmax(1) + 1
+            num_events = self.model.event_counter(self.model.as_captions(features), frame_mask).argmax(1) + 1
         elif num_events is None:
             full_sequences = self.describe(features, frame_mask, tokenizer, config, **passed)
             sentences = [len(self.split_sentences(row)) for row in full_sequences.tolist()]
             num_events = torch.tensor(sentences, device=features.device).clamp(1, self.config.num_queries)
         if config.localization == "cohesion":
             valid = torch.arange(int(num_events.max()), device=features.device) < num_events[:, None]
-            centers, widths = SailCohesionMaskGenerator(self.config)(features, frame_mask, valid)
+            centers, widths = SailCohesionMaskGenerator(self.config)(
+                self.model.as_captions(features), frame_mask, valid
+            )
             masks = self.model.make_masks(centers, widths, frame_mask)
         else:
             centers, widths, masks = self.model.localize(features, frame_mask, num_events)

@@ -158,3 +158,12 @@ def fuse_gelu(decoder: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child) is NewGELUActivation:
                 setattr(module, name, GELUTanh())
+
+
+def check_shape(name: str, value: Tensor | None, shape: tuple[int | None, ...]) -> None:
+    """Raise ValueError for a tensor, where there is one, of another shape; `None` in the shape stands for any size."""
+    if value is not None and (
+        value.ndim != len(shape) or any(b not in (None, a) for a, b in zip(value.shape, shape, strict=True))
+    ):
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"`{name}` must have shape ({expected}), found {tuple(value.shape)}.")

@@ -147,9 +147,15 @@ class SailProgressMaskGenerator(nn.Module):
 class SailCohesionMaskGenerator(SailFixedMaskGenerator):
     """Spans whose frames are alike, as far as the frames say so ([`cohesive_spans`]); no parameters. Beyond the paper."""
 
+    def __init__(self, config: SailConfig):
+        super().__init__(config)
+        self.config = config
+
     def forward(self, memory: Tensor, frame_mask: Tensor, valid: Tensor, **kwargs) -> tuple[Tensor, Tensor]:
         """As `SailMaskGenerator`."""
-        start, end = cohesive_spans(memory, frame_mask, valid).to(memory.dtype).unbind(-1)
+        costs = self.config.cohesion_weight, self.config.cohesion_gap_cost
+        spans = cohesive_spans(memory, frame_mask, valid, *costs)
+        start, end = spans.to(memory.dtype).unbind(-1)
         return (start + end) / 2, end - start
 
 

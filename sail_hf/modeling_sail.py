@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .caption_memory_sail import SailCaptionMemory
 from .clip_sail import SailClip, load_clip
 from .clip_towers import build_towers, clip_tokenizer, encode_with_patches
 from .configuration_sail import SailConfig
@@ -20,7 +21,7 @@ from .context_sail import Context, KeepsSentences, SailContext
 from .counting_sail import SailEventCounter
 from .generation_sail import SailGenerationMixin, default_generation_config, shares_weights
 from .grounding_sail import Regions, SailGroundingHead, looking_at
-from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder, fuse_gelu
+from .layers_sail import SailAttention, SailEncoderLayer, SailVideoEncoder, check_shape, fuse_gelu
 from .loss_sail import IGNORE_INDEX, LossInputs, SailOutput, length_groups, one_group, sail_losses
 from .masks_sail import MASK_GENERATORS, event_masks
 from .trust import check_size, check_weight_files
@@ -54,15 +55,6 @@ class SailModelOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     mask_attentions: tuple[Tensor, ...] | None = None
     context: Context | None = None
-
-
-def _check_shape(name: str, value: Tensor | None, shape: tuple[int | None, ...]) -> None:
-    """Raise ValueError for a tensor, where there is one, of another shape; `None` in the shape stands for any size."""
-    if value is not None and (
-        value.ndim != len(shape) or any(b not in (None, a) for a, b in zip(value.shape, shape, strict=True))
-    ):
-        expected = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"`{name}` must have shape ({expected}), found {tuple(value.shape)}.")
 
 
 def _check_frame_mask(frame_mask: Tensor) -> None:
@@ -117,6 +109,7 @@ class SailPreTrainedModel(KeepsSentences, PreTrainedModel):
             SailEventCounter,
             SailGroundingHead,
             SailContext,
+            SailCaptionMemory,
             *MASK_GENERATORS.values(),
         )
         if isinstance(module, own):
@@ -159,6 +152,7 @@ class SailModel(SailPreTrainedModel):
         self.video_encoder = SailVideoEncoder(config)
         self.mask_generator = MASK_GENERATORS[config.mask_generator](config)
         self.context = SailContext(config) if config.context_size else None
+        self.caption_memory = SailCaptionMemory(config) if config.caption_memory else None
         self.event_counter = SailEventCounter(config) if config.event_counter else None
         check_size(self)
         self.post_init()
@@ -273,7 +267,7 @@ class SailModel(SailPreTrainedModel):
             )
         if video_attention_mask is None:
             video_attention_mask = video_features.new_ones(video_features.shape[:2], dtype=torch.long)
-        _check_shape("video_attention_mask", video_attention_mask, video_features.shape[:2])
+        check_shape("video_attention_mask", video_attention_mask, video_features.shape[:2])
         if not torch.compiler.is_compiling():  # a graph has no values to look at
             _check_frame_mask(video_attention_mask)
         video_features = video_features.to(self.video_encoder.position_embeddings.dtype)
@@ -312,7 +306,7 @@ class SailModel(SailPreTrainedModel):
 
         `max_events`: N; by default the largest of `num_events`.
         """
-        _check_shape("num_events", num_events, video_features.shape[:1])
+        check_shape("num_events", num_events, video_features.shape[:1])
         if max_events is None:
             counts = num_events.tolist()
             max_events = max(counts)
@@ -324,8 +318,14 @@ class SailModel(SailPreTrainedModel):
                 f"found a video with {max_events} events."
             )
         valid = torch.arange(max_events, device=video_features.device) < num_events[:, None]
+        if self.config.mask_generator == "cohesion":
+            video_features = self.as_captions(video_features)
         centers, widths = self.mask_generator(video_features, frame_mask, valid, **kwargs)
         return centers, widths, self.make_masks(centers, widths, frame_mask)
+
+    def as_captions(self, video_features: Tensor, exclude: Tensor | None = None) -> Tensor:
+        """Features as [`SailCaptionMemory`] makes them; as they are, where there is no memory."""
+        return video_features if self.caption_memory is None else self.caption_memory(video_features, exclude)
 
     def make_masks(self, centers: Tensor, widths: Tensor, frame_mask: Tensor) -> Tensor:
         """[`event_masks`] of the configuration's kind; all 0 where the width is 0, which marks padding."""
@@ -464,7 +464,7 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
                 "`region_features` are for a model with a grounding head, and this one has none (config.grounding is False). "
                 "Leave them out, or load the model with from_pretrained(..., grounding=True) and train it."
             )
-        _check_shape("region_features", region_features, (*video_features.shape[:2], None, video_features.shape[2]))
+        check_shape("region_features", region_features, (*video_features.shape[:2], None, video_features.shape[2]))
         return self.grounding_head.project(region_features)
 
     def decoder_inputs(self, encoded: Tensor, frame_mask: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -546,19 +546,19 @@ class SailForDenseVideoCaptioning(SailPreTrainedModel, SailGenerationMixin):
         if frame_mask is None:
             frame_mask = features.new_ones(features.shape[:2], dtype=torch.long)
         batch = len(features)
-        _check_shape("full_labels", full_labels, (batch, None))
+        check_shape("full_labels", full_labels, (batch, None))
         if num_events is not None:
             events = outputs.event_masks.shape[1]
             for name, (value, last) in of_events.items():
-                _check_shape(name, value, (batch, events, last))
-            _check_shape("transition_features", transition_features, (batch, events - 1, size))
-            _check_shape("frame_caption_features", frame_caption_features, features.shape)
+                check_shape(name, value, (batch, events, last))
+            check_shape("transition_features", transition_features, (batch, events - 1, size))
+            check_shape("frame_caption_features", frame_caption_features, features.shape)
         regions = self.project_regions(region_features, features)
         if grounding_targets is not None:
             if region_features is None or event_labels is None:
                 raise ValueError("`grounding_targets` needs `region_features` and `event_labels` beside it.")
             targets_shape = (sum(counts), event_labels.shape[2], *region_features.shape[1:3])
-            _check_shape("grounding_targets", grounding_targets, targets_shape)
+            check_shape("grounding_targets", grounding_targets, targets_shape)
         inputs = LossInputs(
             config=self.config,
             features=features,

@@ -129,7 +129,13 @@ def cohesion(features: Tensor, frame_mask: Tensor, start: Tensor, end: Tensor, s
 
 
 @torch.no_grad()
-def count_evidence(features: Tensor, frame_mask: Tensor, most: int) -> Tensor:
+def count_evidence(
+    features: Tensor,
+    frame_mask: Tensor,
+    most: int,
+    cohesion_weight: float = COHESION_WEIGHT,
+    gap_cost: float = GAP_COST,
+) -> Tensor:
     """Log weights `(B, most)` of all segmentations of a video into 1, 2, ..., `most` events by the frames' cohesion.
 
     `features`: `(B, T, D)`; `frame_mask`: `(B, T)`. -inf for more events than steps of time. As [`cohesive_spans`] weighs spans;
@@ -140,13 +146,13 @@ def count_evidence(features: Tensor, frame_mask: Tensor, most: int) -> Tensor:
     start, end, _ = all_spans(num_steps, features.device)
     lengths = (frame_mask.sum(1).long() + stride - 1) // stride
     counts = torch.arange(1, most + 1, device=features.device)
-    weights = COHESION_WEIGHT * cohesion(features, frame_mask, start, end, stride)
+    weights = cohesion_weight * cohesion(features, frame_mask, start, end, stride)
     weights = weights.masked_fill(end > lengths[:, None], -math.inf)
     by_count = length_weights(counts.repeat(len(lengths)), lengths.repeat_interleave(most), start, end)
     steps = torch.arange(num_steps + 1, device=features.device)
     table = weights.new_full((len(lengths), most, len(steps), len(steps)), -math.inf)
     table[:, :, start, end] = weights[:, None] + by_count.unflatten(0, (-1, most))
-    gaps = (-GAP_COST / lengths[:, None] * steps)[:, None]
+    gaps = (-gap_cost / lengths[:, None] * steps)[:, None]
     before, found = gaps.expand(-1, most, -1), []
     for i in range(most):
         before = with_one_more(before, table, gaps)
@@ -155,12 +161,20 @@ def count_evidence(features: Tensor, frame_mask: Tensor, most: int) -> Tensor:
 
 
 @torch.no_grad()
-def cohesive_spans(features: Tensor, frame_mask: Tensor, valid: Tensor) -> Tensor:
+def cohesive_spans(
+    features: Tensor,
+    frame_mask: Tensor,
+    valid: Tensor,
+    cohesion_weight: float = COHESION_WEIGHT,
+    gap_cost: float = GAP_COST,
+) -> Tensor:
     """Spans `(B, N, 2)` in [0, 1] of events whose frames are alike, from the frames alone; 0 past a video's events.
 
     Args:
         features: `(B, T, D)`; frame_mask: `(B, T)`, real frames first.
         valid: `(B, N)` bool, a video's events first, at least one.
+        cohesion_weight: of the frames' cohesion beside the lengths of events.
+        gap_cost: what a whole video outside all events costs.
 
     A video with more events than steps of time has equal spans instead. In a batch padded beyond 64 frames, short videos
     have the coarse steps of the longest.
@@ -172,10 +186,10 @@ def cohesive_spans(features: Tensor, frame_mask: Tensor, valid: Tensor) -> Tenso
     lengths = (frame_mask.sum(1) + stride - 1) // stride
     room = counts <= lengths
     fitting = counts.where(room, 1)
-    weights = COHESION_WEIGHT * cohesion(features, frame_mask, start, end, stride)
+    weights = cohesion_weight * cohesion(features, frame_mask, start, end, stride)
     weights = weights + length_weights(fitting, lengths, start, end)
     weights = weights[:, None].expand(-1, valid.shape[1], -1)
-    chances, _ = span_probabilities(weights, GAP_COST / lengths, fitting, lengths, start, end, num_steps)
+    chances, _ = span_probabilities(weights, gap_cost / lengths, fitting, lengths, start, end, num_steps)
     found = most_hits(chances, hits)
     spans = torch.stack([start[found], end[found]], -1) / lengths[:, None, None]
     index = torch.arange(valid.shape[1], device=features.device)[:, None]

@@ -62,6 +62,8 @@ CALIBRATION_VIDEOS = 500
 # Mean length of a frame's features: as large beside a layer's initial outputs as those of a real CLIP, which are not of length 1.
 FRAME_LENGTH = 10.0
 VOCABULARY = 3000
+# Most training captions that frames are replaced by: all of them.
+MEMORY = 40_000
 # A narrow model, as playground.yaml's; K is ActivityNet's. Two epochs need no dropout.
 MODEL = {
     "num_frames": NUM_FRAMES,
@@ -313,16 +315,17 @@ def caption(args: SimulateArguments, folder: str, clip: TextClip, batch_size: in
             spans = torch.stack([centers - widths / 2, centers + widths / 2], -1).clamp(0, 1).numpy()
             found.texts += texts
             found.mask_spans += [row[:count] for row, count in zip(spans, counts, strict=True)]
-            found.cohesive_spans += cohesive(features, counts)
+            found.cohesive_spans += cohesive(features, counts, model.config)
             found.similarities += [similarities(clip, *pair) for pair in zip(texts, features, strict=True)]
             progress.update(len(rows))
     return found
 
 
-def cohesive(features: torch.Tensor, counts: list[int]) -> list[np.ndarray]:
+def cohesive(features: torch.Tensor, counts: list[int], config: SailConfig) -> list[np.ndarray]:
     """Spans `(N, 2)` in [0, 1] by the frames `(B, T, D)` alone, as of `generate(localization="cohesion")`."""
     valid = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-    spans = cohesive_spans(features, torch.ones(features.shape[:2]), valid).double().numpy()
+    costs = config.cohesion_weight, config.cohesion_gap_cost
+    spans = cohesive_spans(features, torch.ones(features.shape[:2]), valid, *costs).double().numpy()
     return [row[:count] for row, count in zip(spans, counts, strict=True)]
 
 
@@ -367,25 +370,22 @@ def score_true_captions(args: SimulateArguments, clip: TextClip) -> dict[str, di
         similarities(clip, list(row["captions"]), torch.from_numpy(row["video_features"]).float()) for row in rows
     ]
     captions = list(rows["captions"])
-    spans = [
-        cohesive(torch.from_numpy(row["video_features"]).float()[None], [len(row["captions"])])[0] for row in rows
-    ]
-    scores = {"cohesion": score(args, spans, captions)}
-    return scores | {name: score(args, align(found, name), captions) for name in ALIGNMENTS}
+    return {name: score(args, align(found, name), captions) for name in ALIGNMENTS}
 
 
-def score_frames_alone(args: SimulateArguments) -> dict[str, dict]:
-    """Cohesion of the frames with numbers by frames, fitted to those of the training captions: no captioner at all."""
+def score_frames_alone(args: SimulateArguments, caption_memory: int) -> dict[str, dict]:
+    """Cohesion of the frames, raw or as a memory of at most so many training captions has them, with numbers by frames, fitted
+    to those of the training captions, and with the first annotation file's: no captioner at all."""
     model = SailForDenseVideoCaptioning.from_pretrained(args.output / "start", event_counter=True)
     train_set = datasets.load_dataset(str(args.output / "dataset"), split="train").with_format("numpy")
-    print(fit_event_counter.fit_event_counter(model, train_set, args.seed))
-    counts, spans = [], []
-    for batch in scored_videos(args).select_columns("video_features").iter(64):
-        features = torch.from_numpy(np.stack(batch["video_features"])).float()
+    print(fit_event_counter.fit_event_counter(model, train_set, caption_memory, args.seed))
+    found = {"cohesion": [], "cohesion, true counts": []}
+    for batch in scored_videos(args).select_columns(["video_features", "captions"]).iter(16):
+        features = model.model.as_captions(torch.from_numpy(np.stack(batch["video_features"])).float())
         numbers = model.model.event_counter(features, torch.ones(features.shape[:2])).argmax(1) + 1
-        counts += numbers.tolist()
-        spans += cohesive(features, numbers.tolist())
-    return {"cohesion": score(args, spans, [[""] * count for count in counts])}
+        for spans, counts in zip(found.values(), (numbers.tolist(), list(map(len, batch["captions"]))), strict=True):
+            spans += cohesive(features, counts, model.config)
+    return {name: score(args, spans, [[""] * len(of_video) for of_video in spans]) for name, spans in found.items()}
 
 
 # --- The table ----------------------------------------------------------------------------------------------------
@@ -414,7 +414,7 @@ def format_scores(scores: dict[str, dict[str, dict]]) -> str:
     rows = {}
     for method, kinds in scores.items():
         for kind, of_kind in kinds.items():
-            rows[f"{method}, {kind if kind in ('masks', 'cohesion') else f'captions aligned, {kind}'}"] = of_kind
+            rows[f"{method}, {f'captions aligned, {kind}' if kind in ALIGNMENTS else kind}"] = of_kind
     first = next(iter(rows.values()))
     rows |= {title: {"f1": first[key]} for title, key in CONTROLS.items()}
 
@@ -457,7 +457,9 @@ def main(argv: list[str] | None = None) -> None:
         method: kept(args.output / method / "scores.json", lambda method=method: score_method(args, method, clip))
         for method in args.methods
     }
-    scores["numbers by frames"] = kept(args.output / "frames_alone.json", lambda: score_frames_alone(args))
+    for name, most in {"frames alone": 0, "frames by a memory of captions": MEMORY}.items():
+        file = args.output / f"{name.replace(' ', '_')}.json"
+        scores[name] = kept(file, lambda most=most: score_frames_alone(args, most))
     scores["true"] = kept(args.output / "true_captions.json", lambda: score_true_captions(args, clip))
     right = world["percent_right"]["validation"]
     title = f"SIMULATED features; a frame's best true caption is right in {right:.1f} % of the frames with an event."
