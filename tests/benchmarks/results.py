@@ -126,7 +126,9 @@ def run(file: Path) -> tuple[str, str | None]:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         output.seek(0)
-        return output.read().strip(), failure
+        # Files are named as from the checkout, wherever that lies.
+        printed = output.read().strip().replace(f"{HERE.parents[1]}/", "").replace(f"{HERE.parents[2]}/", "../")
+        return printed, failure
 
 
 def section(file: Path) -> tuple[str, str | None]:
