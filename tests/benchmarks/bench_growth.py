@@ -1,6 +1,6 @@
 """How a training step, captioning and memory grow with frames, events and vocabulary: seconds, exponents, a picture.
 
-    python tests/benchmarks/bench_growth.py [--repeats 3] [--points 4]
+    python tests/benchmarks/bench_growth.py [--repeats 2] [--axes frames ...]
 
 A SAIL of width 256 (3 layers in the encoder, 4 in the decoder, random weights), 4 videos at a time, 32 frames, 4 events, 14 tokens a
 caption and 1,000 words unless that is what grows. Training is a step of the second stage with all of SAIL's losses, AdamW's update
@@ -110,8 +110,70 @@ def measure(sizes: dict[str, int], repeats: int) -> dict[str, float]:
         work()
         return min(timed(work).cpu for _ in range(repeats))
 
-    with torch.no_grad():
-        captioning = least(lambda: caption(model.eval(), batch))
-    captioned = peak()
-    training = least(model.train() and step)
-    return {"training": training, "captioning": captioning, "training MB": peak() - loaded, "captioning MB": captioned - loaded}
+    model.eval()
+    captioning, captioned = least(lambda: caption(model, batch)), peak()
+    model.train()
+    training = least(step)
+    return {
+        "training": training,
+        "captioning": captioning,
+        "training MB": peak() - loaded,
+        "captioning MB": captioned - loaded,
+    }
+
+
+def measured_apart(sizes: dict[str, int], repeats: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--measure", json.dumps(sizes), "--repeats", str(repeats)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def print_table(axis: str, points: list[int], found: list[dict[str, float]]) -> None:
+    print(f"\n{axis}: by the method, {AXES[axis][1]}.\n")
+    table = Table("a step of 4 videos", *(f"{point:,} {axis}" for point in points), "exponent")
+    for name in found[0]:
+        values = [of_point[name] for of_point in found]
+        digits, title = (0, name) if name.endswith("MB") else (2, f"{name}, CPU s")
+        exponent = growth(values[0], values[-1], points[-1] / points[0])
+        table.row(title, *(f"{value:.{digits}f}" for value in values), f"{exponent:.2f}")
+
+
+def draw(found: dict[str, tuple[list[int], list[dict[str, float]]]]) -> None:
+    """Times as long, and times as much memory, as at the smallest point, both axes logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(found), 3.4), layout="constrained")
+    for place, (axis, (points, values)) in zip(
+        figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
+    ):
+        for name in values[0]:
+            place.plot(points, [value[name] / values[0][name] for value in values], marker="o", label=name)
+        place.plot(points, [point / points[0] for point in points], color="grey", linestyle=":", label="linear")
+        place.set(xscale="log", yscale="log", xlabel=axis)
+        place.set_xticks(points, [f"{point:,}" for point in points], minor=False)
+        place.minorticks_off()
+    figure.axes[0].set_ylabel("times the smallest")
+    figure.axes[0].legend(fontsize="small")
+    figure.savefig(PICTURE, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--points", type=int, default=4, help="how many of each axis, from the smallest")
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        return print(json.dumps(measure(args.measure, args.repeats)))
+    found = {}
+    for axis in args.axes:
+        points = AXES[axis][0][: args.points]
+        values = [measured_apart({**USUAL, axis: point}, args.repeats) for point in points]
+        print_table(axis, points, values)
+        found[axis] = points, values
+    draw(found)
+    print(f"\n![Growth of time and memory]({PICTURE.name})")
+
+
+if __name__ == "__main__":
+    main()
