@@ -4,9 +4,8 @@
 
 Features are made up (T = 32, D = 768, 4 captions a video, as ActivityNet's). Each step runs in a process of its own. Printed
 are the highest resident size, which counts pages of mapped files that the system can drop at any time, the highest size
-without these, seconds (imports included, so p is below 1), and how they grow with the number of videos n, as n^p: an epoch should take
-n^1 seconds, in memory that
-does not depend on n (n^0).
+without these, seconds (imports included, so p is below 1), and how they grow with the number of videos n, as n^p: an epoch
+should take n^1 seconds, in memory that does not depend on n (n^0).
 """
 
 import argparse
