@@ -3,17 +3,22 @@
     python tests/benchmarks/bench_data_memory.py [--videos 1000 10009]
 
 Features are made up (T = 32, D = 768, 4 captions a video, as ActivityNet's). Each step runs in a process of its own. Printed
-are the highest resident size, which counts pages of mapped files that the system can drop at any time, and the highest
-size without these.
+are the highest resident size, which counts pages of mapped files that the system can drop at any time, the highest size
+without these, seconds (imports included, so p is below 1), and how they grow with the number of videos n, as n^p: an epoch
+should take n^1 seconds, in memory that does not depend on n (n^0).
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
+
+from results import Table, growth
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "training"), str(ROOT / "tests")]
@@ -100,7 +105,7 @@ def measured(step: str, folder: Path, count: int) -> None:
     start = time.monotonic()
     STEPS[step](folder, count)
     seconds = time.monotonic() - start
-    print(f"{count:>7} {step:<6} {status('VmHWM'):>6} MB {highest[0]:>6} MB {seconds:7.1f} s", flush=True)
+    print(json.dumps([status("VmHWM"), highest[0], seconds]))
 
 
 def main() -> None:
@@ -111,12 +116,23 @@ def main() -> None:
     args = parser.parse_args()
     if args.step:
         return measured(args.step, args.folder, args.videos[0])
-    print(f"{'videos':>7} {'step':<6} {'peak':>9} {'of its own':>9} {'time':>8}")
+    table = Table("videos", "step", "peak MB", "of its own, MB", "s", "ms a video")
+    found: dict[str, list[list[float]]] = {step: [] for step in STEPS}
     for count in args.videos:
         with tempfile.TemporaryDirectory() as folder:
             for step in STEPS:
                 command = [sys.executable, __file__, "--videos", str(count), "--step", step, "--folder", folder]
-                subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+                run = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                peak, own, seconds = json.loads(run.stdout.splitlines()[-1])
+                found[step].append([peak, own, seconds])
+                table.row(f"{count:,}", step, peak, own, f"{seconds:.1f}", f"{1000 * seconds / count:.2f}")
+    if len(args.videos) > 1:
+        print()
+        table = Table("step", "videos", "p of the seconds", "p of its own memory")
+        for step, values in found.items():
+            for (small, one), (large, other) in pairwise(zip(args.videos, values, strict=True)):
+                own, seconds = (growth(one[column], other[column], large / small) for column in (1, 2))
+                table.row(step, f"{small:,} to {large:,}", f"{seconds:.2f}", f"{own:.2f}")
 
 
 if __name__ == "__main__":

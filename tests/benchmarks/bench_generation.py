@@ -6,7 +6,8 @@ DistilGPT2's shape with random weights, 8 videos at a time, 32 frames of made-up
 caption, so ends are simulated, the same for both ways: each caption ends where a real one of ActivityNet Captions does, and
 each video has that one's number of events. Plain is one `generate` of transformers for the 8 whole-video captions and one for
 the events of the 8 videos; captions are checked to be equal. The pipeline, on rows of stored features, is compared with the
-model's own `generate` for 4 events a video. Ways take turns; ratios are medians over the turns, their range behind them.
+model's own `generate` for 4 events a video. Ways take turns; ratios are medians over the turns, their range behind them. A
+profile says what the model spends its time on.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from results import Table, ratios, timed
+from results import Table, operations, ratios, timed
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -146,6 +147,7 @@ def main() -> None:
     cpu = {way: f"{median(turn[way].cpu for turn in turns):.1f}" for way in turns[0]}
     table.row("model", cpu["own"], cpu["plain"], *(ratios(turns, "plain", "own", of) for of in ("cpu", "wall")))
     print()
+    print(f"Model, shares of the time by torch's profiler: {operations(ways.own)}.\n")
     table = Table("events of 8 videos", "CPU s", "the model alone, CPU s", "times as long: CPU", "wall")
     table.row(
         "pipeline", cpu["pipeline"], cpu["model"], *(ratios(turns, "pipeline", "model", of) for of in ("cpu", "wall"))

@@ -4,7 +4,8 @@
 
 The videos are made up: a picture that drifts, 25 frames a second, a key frame every 10 s, at 360p and 1080p. They are read
 by turns by `sail_hf`, by `transformers.video_utils.load_video` (PyAV, which decodes all frames) and by torchcodec, where it is
-installed with FFmpeg's libraries. CPU and wall seconds are the least of the turns; the ratios are of CPU seconds.
+installed with FFmpeg's libraries. CPU and wall seconds are the least of the turns; the ratios are of CPU seconds. A profile
+of `sail_hf` says how much of it is FFmpeg's decoding.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from results import calls
 from transformers.video_utils import load_video
 
 from sail_hf.video_reading import open_video, uniform_times
@@ -77,8 +79,8 @@ READERS: dict[str, Callable[[str], int]] = {
 }
 
 
-def measure(path: str, repeats: int) -> dict[str, tuple[float, float]]:
-    """Least CPU and wall seconds by reader; a reader that is not there has a line of its own."""
+def measure(path: str, repeats: int, skipped: dict[str, str]) -> dict[str, tuple[float, float]]:
+    """Least CPU and wall seconds by reader; why one is not there goes into `skipped`."""
     found: dict[str, list[tuple[float, float]]] = {}
     for turn in range(repeats):
         for name, read in READERS.items():
@@ -88,7 +90,7 @@ def measure(path: str, repeats: int) -> dict[str, tuple[float, float]]:
             try:
                 number = read(path)
             except (ImportError, RuntimeError) as error:
-                print(f"{name} skipped: {str(error).splitlines()[0]}")
+                skipped[name] = str(error).splitlines()[0]
                 continue
             if number != FRAMES:
                 raise ValueError(f"{name} gave {number} frames of {FRAMES}")
@@ -102,13 +104,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     print("| video | reader | CPU s | wall s | times the CPU of sail_hf |\n|---|---|---:|---:|---:|")
+    profiles, skipped = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for name, size in SIZES.items():
             path = Path(folder, f"{name}.mp4")
             write_video(path, *size, args.minutes)
-            times = measure(str(path), args.repeats)
+            times = measure(str(path), args.repeats, skipped)
             for reader, (cpu, wall) in times.items():
                 print(f"| {name} | {reader} | {cpu:.2f} | {wall:.2f} | {cpu / times['sail_hf'][0]:.2f} |")
+            profiles.append(
+                f"{name}, sail_hf, shares of the time by cProfile: {calls(lambda path=path: by_sail(str(path)))}."
+            )
+    notes = [f"{reader} skipped: {reason}" for reader, reason in skipped.items()]
+    print("\n" + "\n\n".join([*profiles, *notes]))
 
 
 if __name__ == "__main__":
