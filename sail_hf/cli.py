@@ -19,7 +19,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # Nothing heavy is imported before a command needs it.
         return import_module(args.module, __package__).run(args)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except OSError as error:
+        # The system's own errors read "[Errno 2] No such file or directory: 'captions.txt'".
+        return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except (ValueError, ImportError, RuntimeError) as error:
         return fail(str(error), 1)
     except KeyboardInterrupt:
         return fail("interrupted", 130)

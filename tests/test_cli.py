@@ -429,6 +429,7 @@ def test_captions_that_cannot_be_read(here, capsys, tmp_path, content, name, wor
     "arguments, words",
     [
         (["videos/damaged.mp4", "--captions", "captions.txt", "--clip", "clip"], "damaged.mp4"),
+        (["videos/one.mp4", "--captions", "no.txt", "--clip", "clip"], "error: no.txt: No such file or directory"),
         (["videos/nowhere.mp4", "--captions", "captions.txt", "--clip", "clip"], "nowhere.mp4"),
         (["videos/one.mp4", "--captions", "captions.txt", "--clip", "nowhere"], "nowhere"),
         (["videos/one.mp4", "--captions", "captions.txt", "--clip", "no/such/clip"], "no/such/clip is no folder"),
